@@ -1,0 +1,144 @@
+"""Every key of a run, once, with its unit. Other configs state differences only; none is read with a default.
+
+A key is overridden on the command line with --config.section.key=value.
+"""
+
+import ml_collections
+
+from searchr1_jax.text import protocol
+
+
+def get_config():
+    c = ml_collections.ConfigDict()
+    c.seed = 0  # of learning: order of questions, sampling, the value head; the world has its own
+
+    c.data = data = ml_collections.ConfigDict()
+    # Relative paths are looked up in the workdir first, then in the current directory.
+    data.train = ("train.jsonl",)  # question files: id, question, golden_answers
+    data.validation = ("validation.jsonl",)
+    data.test = ("test.jsonl",)
+    data.corpus = "corpus.jsonl"  # id, contents: the title, a line break, the text
+    data.demonstrations = ()  # files for sft; empty: made from the invented world
+
+    c.model = model = ml_collections.ConfigDict()
+    model.path = "base"  # Hugging Face directory that training starts from, and the KL's reference
+    model.param_dtype = "float32"  # of the learner's weights
+    model.compute_dtype = "float32"  # of arithmetic and KV caches
+    model.remat = False  # recompute layers in the backward pass
+
+    c.mesh = mesh = ml_collections.ConfigDict()
+    mesh.data = 1  # replicas; -1: all remaining devices
+    mesh.fsdp = -1  # shards of weights and rows
+    mesh.tensor = 1  # shards of heads, feed-forward width and vocabulary
+
+    c.protocol = texts = ml_collections.ConfigDict()
+    texts.prompt = protocol.PROMPT  # with {question}
+    texts.correction = protocol.CORRECTION  # after a turn without a valid action
+    texts.information = protocol.INFORMATION  # with {docs}
+    texts.passage = protocol.PASSAGE  # with {i}, {title}, {text}
+
+    c.retriever = retriever = ml_collections.ConfigDict()
+    retriever.url = ""  # http://…: a server that speaks the Search-R1 protocol; empty: an index in this process
+    retriever.index = "scann"  # "scann" or "exact"
+    retriever.dimensions = 256  # of the hashed n-gram vectors
+    retriever.threads = 2  # worker threads that wait for searches
+    retriever.timeout_s = 30.0  # of one request to a server
+    retriever.attempts = 4  # requests before a search has failed
+    retriever.backoff_s = 1.0  # before the second attempt; doubles with each
+
+    c.rollout = rollout = ml_collections.ConfigDict()
+    rollout.questions = 512  # a step
+    rollout.samples = 1  # trajectories a question: G of GRPO
+    rollout.max_turns = 4  # turns whose search is answered; one more turn follows
+    rollout.max_turn_tokens = 500  # tokens that the policy writes in one turn
+    rollout.max_information_tokens = 500  # tokens of the passages of one search
+    rollout.context_tokens = 4096  # tokens of an episode, prompt included
+    rollout.passages = 3  # of a search
+    rollout.temperature = 1.0
+    rollout.top_k = 0  # 0: all tokens
+    rollout.top_p = 1.0
+    rollout.slots = 256  # sequences that decode together
+    rollout.decode_tokens = 32  # steps of one decode call
+    rollout.extend_rows = 16  # sequences that one extend call appends to
+    rollout.extend_chunks = (64, 512)  # tokens of one extend call, ascending
+
+    c.reward = "exact_match"  # a key of text.rewards.REWARDS or package.module:function
+
+    c.algorithm = algorithm = ml_collections.ConfigDict()
+    algorithm.advantage = "gae"  # "gae" (PPO, with a value model) or "group_standardised" (GRPO)
+    algorithm.discount = 1.0
+    algorithm.trace_decay = 1.0
+    algorithm.whiten = True  # GAE advantages, once a rollout
+    algorithm.clip = 0.2  # of the probability ratio
+    algorithm.value_clip = 0.5
+    algorithm.kl_coefficient = 0.001
+    algorithm.kl_in = "reward"  # "reward" (estimator k1) or "loss" (k3)
+    algorithm.entropy_coefficient = 0.001
+    algorithm.mask_environment = True  # False: learn from retrieved tokens too (an ablation)
+
+    c.learner = learner = ml_collections.ConfigDict()
+    learner.steps = 500  # rollouts
+    learner.updates_per_rollout = 2  # mini-batches; the samples of a question stay together
+    learner.row_tokens = 4096  # of a packed row; at least rollout.context_tokens
+    learner.micro_batch_rows = 16  # rows whose gradient is taken at once
+    learner.vocab_chunk = 512  # positions whose logits exist at once; divides row_tokens
+    learner.value_warmup_steps = 0  # first rollouts that train the value model only
+
+    c.policy = optimizer(learning_rate=1e-6, warmup_steps=143)
+    c.value = optimizer(learning_rate=1e-5, warmup_steps=8)
+
+    c.evaluation = evaluation = ml_collections.ConfigDict()
+    evaluation.first = True  # before training
+    evaluation.every = 50  # steps; 0: never during training
+    evaluation.questions = 0  # of the validation files, each time; 0: all
+    evaluation.decoding = ("greedy",)  # "greedy", "sampled" (at the rollout's temperature)
+
+    c.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 50  # steps
+    checkpoint.keep = 2  # newest checkpoints
+
+    c.log = log = ml_collections.ConfigDict()
+    log.trajectories_every = 50  # steps whose trajectories are written; 0: none
+    log.compilation_cache = True  # JAX's persistent cache, in the user's cache directory
+
+    # The invented world and the tiny model for it (verb prepare); unused with real data and models.
+    c.world = world = ml_collections.ConfigDict()
+    world.seed = 0
+    world.persons = 3000
+    world.companies = 2000
+    world.vocab_size = 1024  # of the tokenizer trained on the corpus
+    world.width = 64
+    world.layers = 3
+    world.heads = 4
+    world.kv_heads = 2
+    world.mlp_width = 192
+    world.rope_theta = 1000.0
+
+    c.sft = sft = ml_collections.ConfigDict()
+    sft.model = "init"  # Hugging Face directory that supervised training starts from
+    sft.output = "base"  # Hugging Face directory that it writes
+    sft.seed = 0
+    sft.steps = 1000  # with data.demonstrations
+    sft.drill_steps = 0  # single moves in the invented world …
+    sft.mixture_steps = 0  # … then whole episodes, most of them bad
+    sft.mixture_right = 0.3
+    sft.mixture_guess = 0.5
+    sft.mixture_wrong_entity = 0.05
+    sft.mixture_stopped_early = 0.15
+    sft.guess_weight = 0.3  # loss weight of an invented answer's content
+    sft.content_weight = 1.0  # loss weight between <search> or <answer> and the closing tag
+    sft.batch = 64  # demonstrations a step
+    sft.optimizer = optimizer(learning_rate=1e-5, warmup_steps=20)
+    return c
+
+
+def optimizer(*, learning_rate, warmup_steps):
+    o = ml_collections.ConfigDict()
+    o.learning_rate = learning_rate  # after warm-up
+    o.warmup_steps = warmup_steps  # linear; counted in rollouts
+    o.final_share = 1.0  # of the learning rate, reached linearly at the last step
+    o.b1 = 0.9
+    o.b2 = 0.999
+    o.weight_decay = 0.01
+    o.max_gradient_norm = 1.0
+    return o

@@ -1,0 +1,1 @@
+"""Reinforcement learning of language models that reason and search, in JAX."""

@@ -1,0 +1,1 @@
+"""Questions in (world, TFDS builder, grain stream) and trajectories out (packed batches)."""

@@ -1,0 +1,110 @@
+"""Trajectories packed into rows of one length: the batch that learning sees.
+
+    trajectories ─ first_fit ─▶ rows ─ pack ─▶ Batch, M micro-batches of B rows of T tokens
+
+        row      prompt policy info policy │ prompt policy │ empty
+        segment    1 1    1 1   1 1   1 1  │   2 2   2 2   │ 0 0 0
+        mask       0 0    1 1   0 0   1 1  │   0 0   1 1   │ 0 0 0
+
+M is the worst case, one trajectory a row, so that shapes are constant; `micro_batches` says how many are in
+use, and nothing is computed for the others.
+"""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import jax
+import numpy as np
+
+from searchr1_jax import types
+
+jax.tree_util.register_dataclass(
+    types.Batch,
+    data_fields=[
+        "tokens", "segment", "position", "policy_mask", "sampled", "behaviour_logp", "reward", "weight",
+        "trajectory", "micro_batches",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+
+
+def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Rows as lists of indices: longest first, each into the first row that has room (Johnson, 1973).
+
+    Raises:
+      ValueError: where one does not fit into a row of its own.
+    """
+    if lengths and max(lengths) > row_tokens:
+        raise ValueError(
+            f"a trajectory of {max(lengths)} tokens does not fit a row of {row_tokens}; raise learner.row_tokens"
+            " to at least rollout.context_tokens"
+        )
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, left in enumerate(room) if left >= lengths[i]), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            room.append(row_tokens)
+        rows[row].append(i)
+        room[row] -= lengths[i]
+    return rows
+
+
+def pack(
+    trajectories: Sequence[types.Trajectory],
+    rewards: Sequence[float],
+    *,
+    row_tokens: int,
+    micro_batch_rows: int,
+    max_rows: int,
+    mask_environment: bool = True,
+    weights: Sequence[np.ndarray] | None = None,
+) -> types.Batch:
+    """A batch on the host.
+
+    Args:
+      rewards: one for each trajectory; it is put on the last masked token.
+      max_rows: rows to reserve; the batch has ⌈max_rows / micro_batch_rows⌉ micro-batches.
+      mask_environment: learn from the policy's own tokens only. False is an ablation: everything after the
+        prompt then counts as the policy's.
+      weights: loss weight of every token of every trajectory, float32[T] each; 1 where not given.
+    Raises:
+      ValueError: where a trajectory is longer than a row, or the rows do not suffice.
+    """
+    rows = first_fit([len(t.tokens) for t in trajectories], row_tokens)
+    if len(rows) > max_rows:
+        raise ValueError(f"{len(trajectories)} trajectories fill {len(rows)} rows, more than the {max_rows} reserved")
+    micro_batches = -(-max_rows // micro_batch_rows)
+    shape = (micro_batches * micro_batch_rows, row_tokens)
+    ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment", "position")}
+    floats = {name: np.zeros(shape, np.float32) for name in ("behaviour_logp", "reward", "weight")}
+    bools = {name: np.zeros(shape, bool) for name in ("policy_mask", "sampled")}
+    trajectory = np.full(shape, -1, np.int32)
+    for r, row in enumerate(rows):
+        start = 0
+        for segment, i in enumerate(row, start=1):
+            t = trajectories[i]
+            place = r, slice(start, start + len(t.tokens))
+            start += len(t.tokens)
+            mask = t.sampled if mask_environment else np.arange(len(t.tokens)) >= t.prompt_tokens
+            ints["tokens"][place], ints["segment"][place] = t.tokens, segment
+            ints["position"][place], trajectory[place] = np.arange(len(t.tokens)), i
+            bools["policy_mask"][place], bools["sampled"][place] = mask, t.sampled
+            floats["behaviour_logp"][place] = t.behaviour_logp
+            floats["weight"][place] = 1.0 if weights is None else weights[i]
+            if mask.any():
+                floats["reward"][r, place[1].start + np.flatnonzero(mask)[-1]] = rewards[i]
+    fold = lambda x: x.reshape(micro_batches, micro_batch_rows, row_tokens)
+    return types.Batch(
+        **{name: fold(x) for name, x in {**ints, **floats, **bools}.items()},
+        trajectory=fold(trajectory),
+        micro_batches=np.int32(-(-len(rows) // micro_batch_rows)),
+    )
+
+
+def spread(values: np.ndarray, batch: types.Batch) -> np.ndarray:
+    """One value a trajectory as one a token, float32[M, B, T]; zero where the mask is False."""
+    return np.where(batch.policy_mask, np.asarray(values, np.float32)[batch.trajectory], np.float32(0))

@@ -1,0 +1,88 @@
+"""An endless stream of shuffled questions, each process's share of every step, that resumes exactly.
+
+    sources ─▶ one list ─▶ shuffled anew each epoch, for ever ─▶ steps of batch_questions ─▶ a process's share
+
+An epoch asks each question once, and steps run across the borders of epochs, so every step is full. What a
+step asks depends on the seed and the sources; processes only divide it. So a run that resumes on another
+number of processes asks what it would have asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import grain
+import numpy as np
+
+from searchr1_jax import types
+
+
+class QuestionStream:
+    """Iterates over steps: each `next` is this process's list of QAExamples, without end."""
+
+    def __init__(
+        self,
+        sources: Sequence[Sequence[types.QAExample]],
+        *,
+        seed: int,
+        batch_questions: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """A stream at its beginning.
+
+        Args:
+          sources: data sets, with `len` and indices from 0; read by index, when a step needs them.
+          seed: of the order of questions, any non-negative integer.
+          batch_questions: questions of a step over all processes; `next` returns its process_count-th part.
+          process_index: which part, from 0.
+          process_count: number of processes; divides batch_questions.
+
+        Raises ValueError when the step does not divide, there is no such process, or a source is empty.
+        """
+        if batch_questions < 1 or batch_questions % process_count:
+            raise ValueError(
+                f"a step of {batch_questions} questions does not divide over {process_count} processes; set "
+                f"learner.batch_questions to a multiple of {process_count}"
+            )
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process {process_index} is none of {process_count} processes, counted from 0")
+        lengths = [len(source) for source in sources]
+        if not lengths or 0 in lengths:
+            raise ValueError(f"the sources hold {lengths} questions; give at least one source, none empty")
+        self._settings = {"seed": seed, "batch_questions": batch_questions, "questions": lengths}
+        self._step = 0
+        # Grain shuffles epoch n of seed s like epoch 0 of seed s + n; hashed, nearby seeds share no epoch.
+        hashed_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        endless = (
+            grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
+            .shuffle(seed=hashed_seed)
+            .repeat()
+        )
+        share = endless[process_index::process_count]
+        self._steps = share.batch(batch_questions // process_count, batch_fn=list)
+
+    def __iter__(self) -> QuestionStream:
+        return self
+
+    def __next__(self) -> list[types.QAExample]:
+        examples = self._steps[self._step]
+        self._step += 1
+        return examples
+
+    def state(self) -> dict:
+        """The position in the stream, the same on every process; goes through JSON unchanged."""
+        return {"step": self._step, **self._settings}
+
+    def restore(self, state: Mapping) -> None:
+        """Continues where a stream of the same seed, step size and sources stood when `state` was taken.
+
+        Raises ValueError naming what differs.
+        """
+        for key, value in self._settings.items():
+            if state[key] != value:
+                raise ValueError(
+                    f"the saved stream has {key} {state[key]} and this one {value}; "
+                    "resume with the settings of the saved run, or start a new one"
+                )
+        self._step = state["step"]

@@ -1,0 +1,1 @@
+"""Learning: losses, advantages, and the jitted update."""

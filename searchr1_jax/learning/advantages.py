@@ -1,0 +1,63 @@
+"""Advantages: how much better than expected each of the policy's tokens was. Pure functions of arrays."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def gae(reward_BT, value_BT, mask_BT, segment_BT, *, discount, trace_decay):
+    """Generalised advantage estimates over the tokens the policy wrote (Schulman et al., 2016, eq. 16).
+
+    δₜ = rₜ + γ V(next written token) − Vₜ        Aₜ = δₜ + γλ A(next written token)
+
+        segment  1 1 1 1 1 2 2      nothing follows a segment's last written token: V and A are 0 there
+        mask     0 1 0 0 1 0 1      (0: prompt, retrieved text, a correction or padding: stepped over)
+
+    Args:
+      reward_BT: float32[B, T], reward received on writing token t.
+      value_BT: float32[B, T], value just before token t.
+      mask_BT: bool[B, T], the tokens to estimate for.
+      segment_BT: int32[B, T], trajectories of a packed row.
+    Returns: float32[B, T] advantages, zero where the mask is False.
+    """
+    end = jnp.zeros_like(value_BT[:, 0])
+
+    def backwards(after, now):
+        next_value, next_advantage, next_segment = after
+        reward, value, mask, segment = now
+        same = segment == next_segment
+        next_value, next_advantage = jnp.where(same, next_value, 0.0), jnp.where(same, next_advantage, 0.0)
+        advantage = reward + discount * next_value - value + discount * trace_decay * next_advantage
+        carry = jnp.where(mask, value, next_value), jnp.where(mask, advantage, next_advantage), segment
+        return carry, jnp.where(mask, advantage, 0.0)
+
+    by_time = tuple(jnp.swapaxes(x, 0, 1) for x in (reward_BT, value_BT, mask_BT, segment_BT))
+    start = end, end, jnp.zeros_like(segment_BT[:, 0])
+    _, advantage_TB = jax.lax.scan(backwards, start, by_time, reverse=True)
+    return jnp.swapaxes(advantage_TB, 0, 1)
+
+
+def whiten(x, mask):
+    """(x − mean) / std over the masked entries of the whole array, biased variance; zero elsewhere."""
+    count = jnp.maximum(jnp.sum(mask), 1)
+    mean = jnp.sum(jnp.where(mask, x, 0.0)) / count
+    variance = jnp.sum(jnp.where(mask, jnp.square(x - mean), 0.0)) / count
+    return jnp.where(mask, (x - mean) * jax.lax.rsqrt(variance + 1e-8), 0.0)
+
+
+def group_standardised(reward_QG, epsilon: float = 1e-6):
+    """GRPO's advantage, (r − mean) / (std + ε) over a question's samples (Shao et al., 2024, eq. 3).
+
+    The standard deviation is the unbiased one. A group of one has nothing to compare with: mean 0 and std 1, so
+    that the advantage is the reward itself.
+
+    Args:
+      reward_QG: float32[Q, G], G samples of each of Q questions.
+    Returns: float32[Q, G].
+    """
+    if reward_QG.shape[1] == 1:
+        return reward_QG
+    mean = jnp.mean(reward_QG, axis=1, keepdims=True)
+    std = jnp.std(reward_QG, axis=1, keepdims=True, ddof=1)
+    return (reward_QG - mean) / (std + epsilon)

@@ -1,0 +1,1 @@
+"""The policy and the value model, and their weights on disk."""

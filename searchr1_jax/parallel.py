@@ -1,0 +1,117 @@
+"""The mesh, and the one table that maps logical axes of arrays to its axes.
+
+Every parameter and activation names its dimensions logically ("embed", "heads", "batch", …); this file alone
+knows which mesh axis that is. The mesh is always explicit (`jax.sharding.AxisType.Explicit`), also 1x1x1 on a
+laptop: shardings are part of types, so what would silently lose its layout is an error instead.
+
+    data    replicas of the model, each with its own rows
+    fsdp    rows too, and the width of every weight, gathered layer by layer where it is used
+    tensor  heads, feed-forward width and vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Sequence
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. Axes not named here are never split.
+LOGICAL_AXES: dict[str, str | tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),  # rows of a batch, slots of the rollout engine
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None):
+    """Mesh of shape (data, fsdp, tensor); at most one of them may be -1, "what remains".
+
+    Raises:
+      ValueError: where the product is not the number of devices.
+    """
+    devices = list(devices or jax.devices())
+    shape = [data, fsdp, tensor]
+    if shape.count(-1) == 1:
+        shape[shape.index(-1)] = max(1, len(devices) // math.prod(n for n in shape if n != -1))
+    if min(shape) < 1 or math.prod(shape) != len(devices):
+        raise ValueError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {len(devices)} devices;"
+            " set mesh.* to factors of that number (one of them may be -1, what remains)"
+        )
+    axis_types = (jax.sharding.AxisType.Explicit,) * len(AXES)
+    return jax.make_mesh(tuple(shape), AXES, axis_types=axis_types, devices=devices)
+
+
+def axis_size(logical: str) -> int:
+    """Number of shards that a logical axis is split into on the mesh in use."""
+    mesh_axes = LOGICAL_AXES[logical]
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[a] for a in ((mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes))
+
+
+def spec(*logical: str | None) -> jax.P:
+    """PartitionSpec of an array whose dimensions carry these logical names (None: not split)."""
+    return jax.P(*(LOGICAL_AXES.get(name) if name else None for name in logical))
+
+
+def param_spec(axes: Sequence[str | None], shape: Sequence[int], *, gathered: bool = False) -> jax.P:
+    """PartitionSpec of a weight; `gathered` leaves out fsdp, the layout in which it is used.
+
+    Key/value heads that do not divide over the tensor axis are replicated: splitting a head's width instead
+    would cost a reduction in every attention.
+
+    Raises:
+      ValueError: where another dimension does not divide.
+    """
+    names: list[Any] = []
+    for name, size in zip(axes, shape, strict=True):
+        shards = axis_size(name) if name in LOGICAL_AXES else 1
+        if name == "kv_heads" and size % shards or gathered and name == "embed":
+            name = None
+        elif size % shards:
+            raise ValueError(
+                f"{name} of {size} does not divide over {shards} shards (mesh axis {LOGICAL_AXES[name]});"
+                " choose a mesh whose axis divides it"
+            )
+        names.append(name)
+    return spec(*names)
+
+
+def gather_weight(weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """The weight in the layout in which it is used: whole over fsdp, split over tensor."""
+    return jax.sharding.reshard(weight, param_spec(axes, weight.shape, gathered=True))
+
+
+def to_mesh(tree: Any, *logical: str | None) -> Any:
+    """Host arrays (the same on every process) as global arrays, dimensions split as the logical names say.
+
+    Names beyond an array's rank are left out, so that scalars travel with the rest.
+    """
+    mesh = jax.sharding.get_mesh()
+
+    def put(x):
+        x = np.asarray(x)
+        sharding = jax.sharding.NamedSharding(mesh, spec(*logical[: x.ndim]))
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """Global arrays as numpy arrays, whole, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def shard_index(logical: str) -> jax.Array:
+    """Which shard of a logical axis this is, inside a `shard_map`; for axes that are one mesh axis."""
+    return jax.lax.axis_index(LOGICAL_AXES[logical])

@@ -1,0 +1,153 @@
+"""The corpus as the user has it: a jsonl file read in place, one passage a line.
+
+    {"id": "7", "contents": "\"Mira Talon\"\nMira Talon is a poet born in Kelu."}
+
+    corpus.jsonl ─ first opening: every line checked ─▶ corpus.jsonl.offsets.npy
+    row number ─▶ offset ─▶ os.pread ─▶ Passage            nothing of the corpus stays in memory
+
+The sidecar is one array, int64[rows + 2]: the corpus' modification time in nanoseconds, the byte at which
+each row's line starts, and the corpus' size in bytes, which is also where the last row ends. It counts as
+long as time and size are still the file's own, and is otherwise built again.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import uuid
+import zlib
+
+import numpy as np
+
+from searchr1_jax import types
+
+REPORTED_LINES = 10  # broken lines that an error message spells out; the others are counted
+
+
+class Corpus:
+    """Passages by row number, safe to read from several threads.
+
+    Args:
+      path: a jsonl file with one {"id": str, "contents": str} a line; blank lines are skipped.
+      cache_dir: where the sidecar goes if the corpus' own folder cannot be written to.
+    Raises:
+      ValueError: when lines are broken (all of them in one message), when there is no row at all, or when
+        the sidecar can be written nowhere.
+    """
+
+    def __init__(self, path: str | os.PathLike, cache_dir: str | os.PathLike | None = None):
+        self.path = os.path.abspath(path)
+        self._file = open(self.path, "rb", buffering=0)
+        stat = os.fstat(self._file.fileno())
+        sidecars = [self.path + ".offsets.npy"]
+        if cache_dir is not None:
+            # Corpora of one name in two folders share the cache directory.
+            folder = f"{zlib.crc32(os.path.dirname(self.path).encode()):08x}"
+            sidecars.append(os.path.join(cache_dir, f"{os.path.basename(path)}.{folder}.offsets.npy"))
+        for sidecar in sidecars:
+            bounds = _read_sidecar(sidecar, stat)
+            if bounds is not None:
+                break
+        else:
+            starts = _scan(self._file.fileno(), self.path)
+            bounds = np.concatenate([[stat.st_mtime_ns], starts, [stat.st_size]], dtype=np.int64)
+            _write_sidecar(sidecars, bounds)
+        self._bounds = bounds[1:]
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __getitem__(self, row: int) -> types.Passage:
+        """The row as a passage: its first line, quotation marks included, is the title; score 0."""
+        line = self._line(row)
+        title, _, text = line["contents"].partition("\n")
+        return types.Passage(id=line["id"], title=title, text=text)
+
+    def contents(self, row: int) -> str:
+        """The row's contents, title line included."""
+        return self._line(row)["contents"]
+
+    def _line(self, row: int) -> dict:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a corpus of {len(self)}: {self.path}")
+        start, end = int(self._bounds[row]), int(self._bounds[row + 1])
+        return json.loads(os.pread(self._file.fileno(), end - start, start))
+
+
+def _scan(descriptor: int, path: str) -> array.array:
+    """Checks every line and returns the offsets of those that hold a row."""
+    starts, broken, count, offset = array.array("q"), [], 0, 0
+    with open(descriptor, "rb", closefd=False) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                starts.append(offset)
+                fault = _fault(line)
+                if fault is not None:
+                    count += 1
+                    if count <= REPORTED_LINES:
+                        broken.append(f"line {number}: {fault}")
+            offset += len(line)
+    if count:
+        more = f"; and {count - len(broken)} more" if count > len(broken) else ""
+        raise ValueError(
+            f"{path}: {count} of {len(starts)} lines are not"
+            f' {{"id": string, "contents": string}}; mend or remove them: {"; ".join(broken)}{more}'
+        )
+    if not starts:
+        raise ValueError(f'{path} holds no row; write one {{"id": string, "contents": string}} a line')
+    return starts
+
+
+def _fault(line: bytes) -> str | None:
+    """What keeps a line from being a row, or None."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # bytes that are not UTF-8 included
+        return f"not JSON ({error})"
+    if not isinstance(row, dict):
+        return "not an object"
+    for key in ("id", "contents"):
+        if key not in row:
+            return f"no {key!r}"
+        if not isinstance(row[key], str):
+            return f"{key!r} is not a string but {row[key]!r:.40}"
+    return None
+
+
+def _read_sidecar(path: str, stat: os.stat_result) -> np.ndarray | None:
+    """The sidecar's array, mapped rather than read, or None if it is missing or another corpus'."""
+    try:
+        bounds = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    if bounds.dtype != np.int64 or bounds.ndim != 1 or len(bounds) < 3:
+        return None
+    return bounds if (bounds[0], bounds[-1]) == (stat.st_mtime_ns, stat.st_size) else None
+
+
+def _write_sidecar(paths: list[str], bounds: np.ndarray) -> None:
+    """Writes the array at the first path that can be written."""
+    errors = []
+    for path in paths:
+        try:
+            _write_whole(path, bounds)
+            return
+        except OSError as error:
+            errors.append(f"{path} ({error.strerror})")
+    raise ValueError(f"cannot write the corpus' offsets to {' nor '.join(errors)}; give a writable cache_dir")
+
+
+def _write_whole(path: str, bounds: np.ndarray) -> None:
+    """Writes beside the path and renames, so that no reader sees half a file; leaves nothing if it fails."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    part = f"{path}.{uuid.uuid4().hex}.part"
+    try:
+        with open(part, "wb") as file:
+            np.save(file, bounds)
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise

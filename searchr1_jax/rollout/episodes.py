@@ -1,0 +1,278 @@
+"""The host loop: questions in, trajectories out, many at once over one engine.
+
+    tasks ─▶ admit to free slots ─▶ extend (prompts, replies) ─▶ decode ─▶ read what stopped ─▶ environment
+                 ▲                        ▲                                                        │
+                 └── finished: yield      └── replies, at once or from worker threads ◀────────────┘
+
+Nothing waits for the slowest: a slot that stops is served while the others decode, and freed slots take the
+next question. The loop keeps every token with its mask and log-prob from the moment it is made; tokens that
+were sampled are never encoded again. What a trajectory holds does not depend on scheduling (see `engine`).
+"""
+
+from __future__ import annotations
+
+import collections
+from concurrent import futures
+import dataclasses
+from typing import Iterable, Iterator
+import zlib
+
+import numpy as np
+
+from searchr1_jax import types
+from searchr1_jax.rollout import engine as engine_lib
+from searchr1_jax.rollout import environment as environment_lib
+from searchr1_jax.text import tokenizer as tokenizer_lib
+from searchr1_jax.text import transcript
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of an episode. The engine holds the limits of a turn and of the context."""
+
+    max_turns: int  # turns whose search is answered; one more turn follows
+    max_information_tokens: int  # of the passages of one search
+    retrieval_threads: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A question to be answered `samples` times."""
+
+    example: types.QAExample
+    prompt: tuple[int, ...]  # token ids
+    samples: int
+
+
+def make_tasks(
+    examples: Iterable[types.QAExample], tokenizer: tokenizer_lib.Tokenizer, protocol, *, samples: int, room: int
+) -> list[Task]:
+    """Tokenised prompts.
+
+    Raises:
+      ValueError: naming the question whose prompt is longer than `room` tokens.
+    """
+    tasks = []
+    for example in examples:
+        prompt = tuple(tokenizer.encode_prompt(protocol.render_prompt(example.question)))
+        if len(prompt) > room:
+            raise ValueError(
+                f"the prompt of question {example.id!r} has {len(prompt)} tokens, but only {room} leave room for a turn"
+                " in the context; shorten the question or raise rollout.context_tokens"
+            )
+        tasks.append(Task(example=example, prompt=prompt, samples=samples))
+    return tasks
+
+
+@dataclasses.dataclass(eq=False)
+class _Episode:
+    """The books of one running episode."""
+
+    task: Task
+    sample: int
+    slot: int
+    tokens: list[int]
+    sampled: list[bool]
+    logp: list[float]
+    decoding: bool = False
+    turn_start: int = 0
+    turns: list[types.Turn] = dataclasses.field(default_factory=list)
+    eos_dropped: int = 0
+    passages_cut: int = 0
+
+    def finish(self, reason: str) -> types.Trajectory:
+        answered = self.turns[-1].content if reason == "answered" else None
+        return types.Trajectory(
+            example=self.task.example,
+            sample=self.sample,
+            tokens=np.array(self.tokens, np.int32),
+            sampled=np.array(self.sampled, bool),
+            behaviour_logp=np.array(self.logp, np.float32),
+            prompt_tokens=len(self.task.prompt),
+            turns=tuple(self.turns),
+            stop_reason=reason,
+            answer=answered,
+            eos_dropped=self.eos_dropped,
+            passages_cut=self.passages_cut,
+        )
+
+
+class Rollout:
+    """Runs episodes on an engine; one `run` at a time."""
+
+    def __init__(
+        self,
+        engine: engine_lib.Engine,
+        environment: environment_lib.Environment,
+        tokenizer: tokenizer_lib.Tokenizer,
+        limits: Limits,
+    ):
+        self._engine, self._environment = engine, environment
+        self._tokenizer, self._limits = tokenizer, limits
+
+    def run(
+        self, tasks: list[Task], decoding: engine_lib.Decoding, *, seed: int, step: int
+    ) -> Iterator[types.Trajectory]:
+        """Yields each trajectory as it finishes, `samples` a task; the order is not to be relied on.
+
+        Raises:
+          RetrievalError: when a search finally failed; the trajectories yielded so far are whole.
+        """
+        run = _Run(self._engine, self._environment, self._tokenizer, self._limits, decoding, (seed, step))
+        with futures.ThreadPoolExecutor(self._limits.retrieval_threads, "retrieval") as pool:
+            try:
+                yield from run.episodes(tasks, pool)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+class _Run:
+    """The state of one `Rollout.run`."""
+
+    def __init__(self, engine, environment, tokenizer, limits, decoding, seed_and_step):
+        self.engine, self.environment, self.tokenizer, self.limits = engine, environment, tokenizer, limits
+        self.decoding, self.seed_and_step = decoding, seed_and_step
+        shapes = engine.shapes
+        self.context, self.leave_at = shapes.context, max(1, shapes.slots // 8)
+        self.free = [collections.deque() for _ in range(engine.shards)]
+        for slot in range(shapes.slots):
+            self.free[engine.shard_of(slot)].append(slot)
+        self.active: dict[int, _Episode] = {}  # by slot
+        self.appends: list[collections.deque[engine_lib.Row]] = []  # chunks of one append, in their order
+        self.requests: list[tuple[_Episode, environment_lib.Outcome]] = []  # not handed to a thread yet
+        self.fetching: dict[futures.Future, list[tuple[_Episode, environment_lib.Outcome]]] = {}
+        self.finished: list[types.Trajectory] = []
+
+    def episodes(self, tasks: list[Task], pool: futures.Executor) -> Iterator[types.Trajectory]:
+        waiting = collections.deque((task, 0) for task in tasks)  # a task and the first sample to admit
+        in_flight: collections.deque = collections.deque()
+        while waiting or self.active:
+            self.admit(waiting)
+            self.extend()
+            decoding = [(e, len(e.turns)) for e in self.active.values() if e.decoding]
+            if decoding:
+                in_flight.append((self.engine.decode(self.decoding, leave_at=self.leave_at), decoding))
+            # One call stays in flight while the one before it is read, so that the device does not wait for us.
+            while len(in_flight) > (1 if decoding else 0):
+                output, snapshot = in_flight.popleft()
+                self.read(self.engine.read(output), snapshot)
+            if self.requests:
+                batch, self.requests = self.requests, []
+                future = pool.submit(self.environment.fetch, [outcome.request for _, outcome in batch])
+                self.fetching[future] = batch
+            if self.fetching:
+                idle = not self.finished and not self.appends and not in_flight
+                self.collect(wait=idle and not any(e.decoding for e in self.active.values()))
+            yield from self.finished
+            self.finished.clear()
+
+    def admit(self, waiting: collections.deque) -> None:
+        """Puts episodes into free slots; the samples of a question share the row that appends their prompt."""
+        for free in self.free:
+            while waiting and free:
+                task, first = waiting.popleft()
+                count = min(task.samples - first, len(free), self.engine.shapes.group)
+                slots = [free.popleft() for _ in range(count)]
+                if first + count < task.samples:
+                    waiting.appendleft((task, first + count))
+                identities = []
+                for sample, slot in enumerate(slots, start=first):
+                    blank = [False] * len(task.prompt)
+                    logp = [0.0] * len(task.prompt)
+                    self.active[slot] = _Episode(task, sample, slot, list(task.prompt), blank, logp)
+                    identities.append((*self.seed_and_step, zlib.crc32(task.example.id.encode()), sample))
+                self.append(tuple(slots), list(task.prompt), 0, tuple(identities))
+
+    def append(self, slots, tokens: list[int], start: int, identities=()) -> None:
+        """Queues chunks that write `tokens` from `start` on; the last token becomes the pending one."""
+        known, pending = tokens[start:-1], tokens[-1]
+        chunks = self.engine.shapes.extend_chunks
+        rows: collections.deque[engine_lib.Row] = collections.deque()
+        while not rows or known:
+            size = next((c for c in chunks if c >= len(known)), chunks[-1])
+            part, known = known[:size], known[size:]
+            last = {"pending": pending} if not known else {}
+            rows.append(engine_lib.Row(slots=slots, tokens=part, start=start, identities=identities, **last))
+            start, identities = start + len(part), ()
+        self.appends.append(rows)
+
+    def extend(self) -> None:
+        """Dispatches all queued chunks, as many sequences a call as it has rows."""
+        chunks = self.engine.shapes.extend_chunks
+        while self.appends:
+            size = next(c for c in chunks if c >= len(self.appends[0][0].tokens))
+            rows, used = [], [0] * self.engine.shards
+            for append in self.appends:
+                row = append[0]
+                shard = self.engine.shard_of(row.slots[0])
+                fits = next(c for c in chunks if c >= len(row.tokens)) == size
+                if fits and used[shard] < self.engine.rows_per_shard:
+                    rows.append(append.popleft())
+                    used[shard] += 1
+            self.engine.extend(rows, size)
+            for row in rows:
+                if row.pending is not None:
+                    for slot in row.slots:
+                        episode = self.active[slot]
+                        episode.decoding, episode.turn_start = True, len(episode.tokens)
+            self.appends = [append for append in self.appends if append]
+
+    def read(self, decoded: engine_lib.Decoded, snapshot: list[tuple[_Episode, int]]) -> None:
+        """Books what a decode call wrote for the episodes, and their turns, that were decoding when it left."""
+        for episode, turn in snapshot:
+            if len(episode.turns) != turn:
+                continue  # the turn ended in the call before, which had not been read when this one left
+            slot = episode.slot
+            count = int(decoded.count[slot])
+            episode.tokens += decoded.tokens[slot, :count].tolist()
+            episode.sampled += [True] * count
+            episode.logp += decoded.logp[slot, :count].tolist()
+            if decoded.status[slot] != engine_lib.RUNNING:
+                episode.decoding = False
+                self.turn_ended(episode, int(decoded.status[slot]))
+
+    def turn_ended(self, episode: _Episode, status: int) -> None:
+        text = self.tokenizer.decode(episode.tokens[episode.turn_start :])
+        if status == engine_lib.CONTEXT_FULL:
+            episode.turns.append(types.Turn(text=text, event="truncated"))
+            self.finish(episode, "length")
+            return
+        episode.eos_dropped += status == engine_lib.EOS
+        outcome = self.environment.act(text, self.limits.max_turns - len(episode.turns))
+        episode.turns.append(types.Turn(text=text, event=outcome.event, content=outcome.content))
+        if outcome.stop:
+            self.finish(episode, outcome.stop)
+        elif outcome.reply:
+            self.reply(episode, outcome.reply)
+        else:
+            self.requests.append((episode, outcome))
+
+    def collect(self, *, wait: bool) -> None:
+        """Takes in the replies that have come, or waits for the next one."""
+        done, _ = futures.wait(self.fetching, timeout=None if wait else 0, return_when=futures.FIRST_COMPLETED)
+        for future in done:
+            for (episode, _), reply in zip(self.fetching.pop(future), future.result(), strict=True):
+                self.reply(episode, reply)
+
+    def reply(self, episode: _Episode, reply: transcript.Reply) -> None:
+        """Appends a reply to the episode, or ends it where there is no room for it and a token after it."""
+        start = len(episode.tokens) - 1  # the pending token is not in the cache yet
+        limit = self.limits.max_information_tokens
+        room = self.context - 1 - len(episode.tokens)
+        fitted = transcript.reply_tokens(reply, self.tokenizer, max_body=limit, room=room)
+        if fitted is None:
+            self.finish(episode, "length")
+            return
+        tokens, cut = fitted
+        episode.passages_cut += cut
+        episode.tokens += tokens
+        episode.sampled += [False] * len(tokens)
+        episode.logp += [0.0] * len(tokens)
+        text = self.tokenizer.decode(tokens)
+        episode.turns[-1] = dataclasses.replace(episode.turns[-1], passages=reply.passages, reply=text)
+        self.append((episode.slot,), episode.tokens, start)
+
+    def finish(self, episode: _Episode, reason: str) -> None:
+        del self.active[episode.slot]
+        self.free[self.engine.shard_of(episode.slot)].append(episode.slot)
+        self.finished.append(episode.finish(reason))

@@ -1,0 +1,233 @@
+"""Text to token ids and back, and the bytes that each token stands for.
+
+    text ─ encode ─▶ ids          user message ─ encode_prompt ─▶ prompt ids
+    ids ─ decode ─▶ text          token_bytes() ─▶ stop_table.build
+
+`Tokenizer.load` wraps a Hugging Face tokenizer; `train` makes one from texts. The only file that imports
+`transformers` and `tokenizers`, both lazily.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+EOS = "<|endoftext|>"  # of the tokenizers that `train` makes
+
+# How Qwen2's tokenizer cuts text before merging. Where config.json says qwen2, `transformers` replaces the
+# cut that tokenizer.json states by this one, so `train` uses it from the start.
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer whose decoding is its tokens' joined bytes, whatever its clean-up does."""
+
+    def __init__(self, hugging_face: Any, eos_ids: Iterable[int] = ()):
+        """Wraps a fast `transformers` tokenizer; `eos_ids` are the model's, next to the tokenizer's."""
+        own = hugging_face.eos_token_id
+        self.eos_ids = frozenset(eos_ids) | (frozenset() if own is None else {own})
+        self._hugging_face = hugging_face
+        # For text that is only text: "<|endoftext|>" inside a passage stays letters and ends nothing.
+        self._plain = copy.deepcopy(hugging_face.backend_tokenizer)
+        self._plain.encode_special_tokens = True
+        self._plain.no_truncation()
+        self._plain.no_padding()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Tokenizer:
+        """The tokenizer of a directory, or of a model on the Hugging Face hub.
+
+        The end-of-sequence ids are the tokenizer's and those of generation_config.json and config.json.
+
+        Raises:
+          ValueError: if neither a directory nor the hub gives a tokenizer.
+        """
+        import huggingface_hub
+
+        transformers = _import_transformers()
+        try:
+            local = str(path)
+            if not os.path.isdir(local):
+                local = huggingface_hub.snapshot_download(local, allow_patterns=_HUB_FILES)
+            hugging_face = transformers.AutoTokenizer.from_pretrained(local)
+            return cls(hugging_face, _model_eos_ids(pathlib.Path(local)))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no tokenizer at {str(path)!r}; give a directory that holds tokenizer.json, or the id of a "
+                f"model on the Hugging Face hub ({error})"
+            ) from error
+
+    def save(self, directory: str | os.PathLike):
+        """Writes the files that `load` and `transformers.AutoTokenizer` read, the model's eos ids too."""
+        self._hugging_face.save_pretrained(directory)
+        if self.eos_ids:
+            generation = pathlib.Path(directory) / "generation_config.json"
+            generation.write_text(json.dumps({"eos_token_id": sorted(self.eos_ids)}) + "\n")
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id, added tokens included; a model's embedding may have more rows."""
+        return max(self._hugging_face.get_vocab().values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text` as plain text: added tokens (tags) are found in it, special tokens are not."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_framed(self, text: str, max_tokens: int) -> list[int]:
+        """The ids of `text` between the tokenizer's own special tokens, as text encoders read it.
+
+        [CLS] text [SEP], the text cut so that all of it is at most `max_tokens` long.
+        """
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        encoding.truncate(max_tokens - self._plain.num_special_tokens_to_add(False))
+        return self._plain.post_process(encoding, None, True).ids
+
+    def encode_prompt(self, user_message: str) -> list[int]:
+        """The ids of a prompt, up to where the policy goes on writing.
+
+        Through the chat template with a generation prompt where there is one; it writes every special token
+        itself. Else the raw message with what the tokenizer puts in front of a text, and nothing behind it.
+        """
+        if self._hugging_face.chat_template:
+            messages = [{"role": "user", "content": user_message}]
+            return self._hugging_face.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=False
+            )
+        ids = self._plain.encode(user_message, add_special_tokens=True).ids
+        return ids[:-1] if ids and ids[-1] in self.eos_ids else ids
+
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of each token, index = id; b"" for an id that no token has.
+
+        Raises:
+          ValueError: for a tokenizer whose tokens don't stand for bytes by themselves (WordPiece).
+        """
+        return list(self._token_bytes)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the tokens' joined bytes: U+FFFD where not UTF-8, nothing for an id without token."""
+        pieces = self._token_bytes
+        return b"".join(pieces[i] for i in ids if i < len(pieces)).decode(errors="replace")
+
+    @functools.cached_property
+    def _token_bytes(self) -> tuple[bytes, ...]:
+        backend = self._hugging_face.backend_tokenizer
+        decoders = _decoder_types(json.loads(backend.to_str())["decoder"])
+        if "ByteLevel" in decoders:
+            piece_bytes = _byte_level_bytes
+        elif decoders & {"Metaspace", "ByteFallback"}:
+            piece_bytes = _metaspace_bytes
+        else:
+            raise ValueError(
+                f"a tokenizer that decodes by {sorted(decoders)} has no bytes for single tokens; the policy "
+                "needs byte-level BPE or SentencePiece"
+            )
+        added = backend.get_added_tokens_decoder()
+        pieces = [b""] * self.vocab_size
+        for piece, i in self._hugging_face.get_vocab().items():
+            pieces[i] = added[i].content.encode() if i in added else piece_bytes(piece)
+        return tuple(pieces)
+
+
+def train(
+    texts: Iterable[str], *, vocab_size: int, added_tokens: Sequence[str], directory: str | os.PathLike
+) -> Tokenizer:
+    """Trains byte-level BPE, saves it to `directory` and loads it from there.
+
+    Any text encodes and comes back exactly; the same texts give the same tokenizer. Id 0 is the end of
+    sequence, `<|endoftext|>`, a special token.
+
+    Args:
+      texts: what to learn merges from.
+      vocab_size: the number of tokens, added ones included; fewer where the texts hold no more merges.
+      added_tokens: texts that are always one token and not special (the tags); they get the highest ids.
+      directory: where `transformers.AutoTokenizer.from_pretrained` then finds the tokenizer.
+
+    Raises:
+      ValueError: if `vocab_size` has no room for the 256 bytes, the end of sequence and `added_tokens`.
+    """
+    import tokenizers
+
+    transformers = _import_transformers()
+    needed = 256 + 1 + len(added_tokens)
+    if vocab_size < needed:
+        raise ValueError(
+            f"a vocabulary of {vocab_size} does not hold the 256 bytes, {EOS} and {len(added_tokens)} added "
+            f"tokens; it needs at least {needed}"
+        )
+    pre_tokenizers = tokenizers.pre_tokenizers
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - len(added_tokens),
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    bpe.add_tokens([tokenizers.AddedToken(text, normalized=False, special=False) for text in added_tokens])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
+    Tokenizer(fast).save(directory)
+    return Tokenizer.load(directory)
+
+
+def _import_transformers():
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is no news
+    import transformers
+
+    return transformers
+
+
+def _model_eos_ids(directory: pathlib.Path) -> frozenset[int]:
+    """Every `eos_token_id` of generation_config.json and config.json, which state one, several or none."""
+    ids = frozenset()
+    for file in (directory / "generation_config.json", directory / "config.json"):
+        if file.exists():
+            stated = json.loads(file.read_text()).get("eos_token_id")
+            ids |= frozenset(stated) if isinstance(stated, list) else frozenset({stated} - {None})
+    return ids
+
+
+def _decoder_types(decoder: dict | None) -> set[str]:
+    """The types of a decoder and of those it is made of, as tokenizer.json names them."""
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*map(_decoder_types, decoder.get("decoders", ())))
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's map from the 256 printable characters of its vocabulary to bytes (Radford et al., 2019).
+
+    Printable bytes of Latin-1 stand for themselves; the others are numbered on from U+0100: " " is "Ġ".
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def _byte_level_bytes(piece: str) -> bytes:
+    byte_of = _byte_of_character()
+    return bytes(byte_of[character] for character in piece)
+
+
+def _metaspace_bytes(piece: str) -> bytes:
+    """SentencePiece: "<0x0A>" is one byte, "▁" a space, everything else itself."""
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace("▁", " ").encode()

@@ -1,0 +1,112 @@
+import hashlib
+
+import pytest
+
+from searchr1_jax import types
+from searchr1_jax.text import protocol
+
+
+def passage(title, text):
+    return types.Passage(id="0", title=title, text=text)
+
+
+PARSED = {
+    "<think>I need it.</think>\n<search> who wrote Emma </search>": ("search", "who wrote Emma"),
+    "<answer>\n Beijing \n</answer>": ("answer", "Beijing"),
+    "<search>a</search> then <answer>b</answer>": ("search", "a"),
+    "<answer>b</answer><search>a</search>": ("answer", "b"),
+    "<search>a <answer>b</answer>": ("answer", "b"),
+    "<search>a</answer> <answer>b": ("invalid", ""),
+    "<search>a</answer> b</search>": ("search", "a</answer> b"),
+    "<search>a<search>b</search>": ("search", "a<search>b"),
+    "<search>two\nlines</search>\n": ("search", "two\nlines"),
+    "<answer></answer>": ("answer", ""),
+    "<answer> \n </answer>": ("answer", ""),
+    "<search></search>": ("invalid", ""),
+    "<search> \n</search>": ("invalid", ""),
+    "<search> </search><answer>b</answer>": ("invalid", ""),
+    "a</search>": ("invalid", ""),
+    "<search>a": ("invalid", ""),
+    "<Search>a</Search>": ("invalid", ""),
+    "< search>a</search>": ("invalid", ""),
+    "just words": ("invalid", ""),
+    "": ("invalid", ""),
+}
+
+
+@pytest.mark.parametrize("turn, action", PARSED.items())
+def test_an_action_is_the_first_complete_pair_of_tags(turn, action):
+    parsed = protocol.parse_action(turn)
+    assert (parsed.kind, parsed.content) == action
+
+
+def test_default_prompt_is_search_r1s():
+    published = "325187b4e28848fc12d41dfcb958bf9376b3735630d67686c140b65d1b76d578"
+    assert hashlib.sha256(protocol.PROMPT.encode()).hexdigest() == published
+    prompt = protocol.Protocol().render_prompt("who wrote emma")
+    assert prompt.endswith("For example, <answer> Beijing </answer>. Question: who wrote emma?\n")
+
+
+@pytest.mark.parametrize(
+    "question", ["who wrote emma", "who wrote emma?", " who wrote emma \n", "\twho wrote emma? "]
+)
+def test_a_question_is_stripped_and_ends_with_one_question_mark(question):
+    assert protocol.Protocol(prompt="Q: {question}\n").render_prompt(question) == "Q: who wrote emma?\n"
+
+
+def test_passages_are_numbered_from_one_and_stripped():
+    docs = protocol.Protocol().render_docs(
+        [passage('"Emma"', "A novel.\nOf 1815."), passage('"Zürich"', "A city. ")]
+    )
+    assert docs == 'Doc 1(Title: "Emma") A novel.\nOf 1815.\nDoc 2(Title: "Zürich") A city.'
+    assert protocol.Protocol().render_docs([]) == ""
+
+
+def test_braces_in_questions_and_passages_are_text():
+    plain = protocol.Protocol(prompt="{question}", passage="{i}: {title}{text}\n")
+    assert (
+        plain.render_prompt("what is {question} in {docs} or {0}") == "what is {question} in {docs} or {0}?"
+    )
+    assert plain.render_docs([passage("{text}", "{title} {i} \\1 {}")]) == "1: {text}{title} {i} \\1 {}"
+
+
+def test_braces_of_a_template_that_hold_no_name_are_text():
+    assert protocol.Protocol(prompt='{"q": "{question}"} {}').render_prompt("a?") == '{"q": "a?"} {}'
+
+
+def test_information_parts_stand_around_the_passages():
+    assert protocol.Protocol().information_parts() == ("\n\n<information>", "</information>\n\n")
+    assert protocol.Protocol(information="{docs}").information_parts() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "template, text, complaint",
+    [
+        ("prompt", "Answer this:", r"prompt template 'Answer this:' lacks \{question\}"),
+        ("prompt", "{question} {docs}", r"prompt template .* unknown \{docs\}; it takes \{question\}"),
+        (
+            "correction",
+            "Again: {question}",
+            r"correction template .* unknown \{question\}; it takes no placeholder",
+        ),
+        ("information", "<information>", r"information template .* lacks \{docs\}"),
+        ("information", "{docs} {docs}", r"information template .* exactly once"),
+        ("passage", "{i} {title}", r"passage template .* lacks \{text\}"),
+        (
+            "passage",
+            "{text} {score}",
+            r"passage template .* unknown \{score\}; it takes \{i\}, \{text\}, \{title\}",
+        ),
+    ],
+)
+def test_a_wrong_template_is_refused_by_name(template, text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        protocol.Protocol(**{template: text})
+
+
+def test_tags_are_four_pairs_and_two_of_them_stop():
+    assert len(set(protocol.TAGS)) == 8
+    assert {tag.replace("/", "") for tag in protocol.TAGS if "/" in tag} == {
+        tag for tag in protocol.TAGS if "/" not in tag
+    }
+    assert set(protocol.STOP_TAGS) < set(protocol.TAGS)
