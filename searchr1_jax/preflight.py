@@ -1,0 +1,40 @@
+"""Checks of a whole config, before any device work: what must fit together, and what to change where it does not."""
+
+from __future__ import annotations
+
+import ml_collections
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Raises ValueError for the first thing that cannot work, with the values and the remedy."""
+    if c.learner.row_tokens < c.rollout.context_tokens:
+        raise ValueError(
+            f"learner.row_tokens of {c.learner.row_tokens} is less than rollout.context_tokens of"
+            f" {c.rollout.context_tokens}; a trajectory must fit a row, so raise it to at least that"
+        )
+    if c.learner.row_tokens % c.learner.vocab_chunk:
+        raise ValueError(
+            f"learner.vocab_chunk of {c.learner.vocab_chunk} does not divide learner.row_tokens of"
+            f" {c.learner.row_tokens}; use a divisor of it"
+        )
+    if c.rollout.questions % c.learner.updates_per_rollout:
+        raise ValueError(
+            f"rollout.questions of {c.rollout.questions} do not divide into learner.updates_per_rollout ="
+            f" {c.learner.updates_per_rollout} mini-batches; use a multiple of it"
+        )
+    if c.rollout.max_turn_tokens >= c.rollout.context_tokens:
+        raise ValueError(
+            f"rollout.max_turn_tokens of {c.rollout.max_turn_tokens} leaves no room for a prompt in"
+            f" rollout.context_tokens of {c.rollout.context_tokens}; lower it or raise the context"
+        )
+    if c.rollout.temperature <= 0:
+        raise ValueError(
+            f"rollout.temperature of {c.rollout.temperature} is greedy and explores nothing; use a positive one"
+            " (evaluation.decoding chooses greedy decoding for evaluation)"
+        )
+    chunks = tuple(c.rollout.extend_chunks)
+    if not chunks or list(chunks) != sorted(chunks) or chunks[0] < 1:
+        raise ValueError(f"rollout.extend_chunks of {chunks} must be ascending positive numbers of tokens")
+    shares = [c.sft[f"mixture_{k}"] for k in ("right", "guess", "wrong_entity", "stopped_early")]
+    if abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"sft.mixture_* are {shares}, which add up to {sum(shares):g}; make it 1")

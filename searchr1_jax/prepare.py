@@ -1,0 +1,71 @@
+"""Makes the invented world and a tiny model for it: corpus, questions, tokenizer, random weights.
+
+python -m searchr1_jax.prepare --config=configs/quickstart.py --workdir=runs/quickstart
+
+What it writes are the same files that real data and real models come in, and the other verbs read them as such.
+It depends on `world.*` only, so the same world comes out for every run.
+"""
+
+from __future__ import annotations
+
+from absl import app
+import jax
+
+from searchr1_jax import metrics
+from searchr1_jax import parallel
+from searchr1_jax import setup
+from searchr1_jax.data import world as world_lib
+from searchr1_jax.models import config as model_config
+from searchr1_jax.models import copying
+from searchr1_jax.models import decoder
+from searchr1_jax.models import hf
+from searchr1_jax.retrieval import corpus as corpus_lib
+from searchr1_jax.text import protocol
+from searchr1_jax.text import tokenizer
+
+_CONFIG, _WORKDIR = setup.define_flags()
+
+
+def main(argv):
+    del argv
+    config = _CONFIG.value
+    with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "prepare"):
+        c = config.world
+        world = world_lib.make_world(seed=c.seed, persons=c.persons, companies=c.companies)
+        world_lib.write_world(world, workdir)
+        metrics.say(f"world: {c.persons} persons and {c.companies} companies in {workdir}/corpus.jsonl")
+
+        corpus = corpus_lib.Corpus(workdir / "corpus.jsonl")
+        texts = setup.texts(config)
+        asked = [texts.render_prompt(q.question) for q in world_lib.questions(world, "train")]
+        replies = [texts.render_docs([corpus[i]]) for i in range(len(corpus))]
+        directory = workdir / config.sft.model
+        tokens = tokenizer.train(
+            [*asked, *replies, texts.correction, *(f"<search> {corpus[i].title} </search>" for i in range(len(corpus)))],
+            vocab_size=c.vocab_size,
+            added_tokens=list(protocol.TAGS),
+            directory=directory,
+        )
+        model = model_config.ModelConfig(
+            family="qwen2",
+            vocab_size=-(-tokens.vocab_size // 64) * 64,
+            width=c.width,
+            layers=c.layers,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.width // c.heads,
+            mlp_width=c.mlp_width,
+            rope_theta=c.rope_theta,
+            norm_eps=1e-6,
+            tied_embeddings=True,
+            max_positions=config.rollout.context_tokens,
+        )
+        params = decoder.init(decoder.Policy, model, seed=c.seed)
+        params = copying.prime(parallel.to_host(params), model)
+        hf.save(directory, model, params, eos_ids=tokens.eos_ids, stop_strings=list(protocol.STOP_TAGS))
+        size = sum(x.size for x in jax.tree.leaves(params))
+        metrics.say(f"model: {size:,} random weights and {tokens.vocab_size} tokens in {directory}")
+
+
+if __name__ == "__main__":
+    app.run(main)

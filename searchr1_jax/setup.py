@@ -1,0 +1,238 @@
+"""From a config to the parts of a run; what the verbs share before their first line of work.
+
+The ConfigDict ends here: the parts take plain arguments and small frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any, Iterator, Sequence
+
+from absl import flags
+from absl import logging
+import jax
+import jax.numpy as jnp
+import ml_collections
+from ml_collections import config_flags
+
+from searchr1_jax import parallel
+from searchr1_jax import preflight
+from searchr1_jax import types
+from searchr1_jax.data import qa
+from searchr1_jax.learning import optimizer
+from searchr1_jax.learning import update
+from searchr1_jax.models import config as model_config
+from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.retrieval import local
+from searchr1_jax.retrieval import remote
+from searchr1_jax.rollout import engine
+from searchr1_jax.rollout import environment
+from searchr1_jax.rollout import episodes
+from searchr1_jax.text import protocol
+from searchr1_jax.text import stop_table
+from searchr1_jax.text import tokenizer
+
+Config = ml_collections.ConfigDict
+
+
+def define_flags() -> tuple[Any, Any]:
+    """--config and --workdir, both required; the config is locked, so a misspelt key fails by name."""
+    config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:key=value,…]", lock_config=True)
+    workdir = flags.DEFINE_string("workdir", None, "directory of the run; what is missing is made")
+    flags.mark_flags_as_required(["config", "workdir"])
+    return config, workdir
+
+
+@contextlib.contextmanager
+def session(config: Config, workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Checks the config, makes the workdir, and puts the mesh in use. Yields the workdir."""
+    preflight.check(config)
+    logging.set_verbosity(logging.WARNING)  # libraries tell of every file they touch; we have a voice of our own
+    directory = pathlib.Path(workdir)
+    directory.mkdir(parents=True, exist_ok=True)
+    if config.log.compilation_cache:
+        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "searchr1_jax" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    with jax.set_mesh(mesh):
+        yield directory
+
+
+def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
+    """A file or directory of the config: in the workdir, else as it is.
+
+    Raises:
+      ValueError: naming the config key and both places.
+    """
+    for path in (workdir / name, pathlib.Path(name)):
+        if path.exists():
+            return path
+    raise ValueError(
+        f"{key} is {name!r}, but neither {workdir / name} nor {pathlib.Path(name).absolute()} exists;"
+        " set it, or make the files first (in the invented world: python -m searchr1_jax.prepare, then sft)"
+    )
+
+
+def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Questions]:
+    """The data sets of a split: "train", "validation" or "test"."""
+    names = getattr(config.data, split)
+    found = [find(name, workdir, f"data.{split}") for name in names]
+    stems = [path.stem for path in found]
+    unique = [stem if stems.count(stem) == 1 else f"{stem}{i}" for i, stem in enumerate(stems)]
+    return [qa.load(path, name=name, cache_dir=workdir / "data") for path, name in zip(found, unique, strict=True)]
+
+
+def dtype(name: str) -> jnp.dtype:
+    return jnp.dtype(name)
+
+
+def texts(config: Config) -> protocol.Protocol:
+    return protocol.Protocol(**config.protocol)
+
+
+def retriever(config: Config, workdir: pathlib.Path) -> retrieval.Retriever:
+    """The server that the config names, after a first search, or an index in this process."""
+    c = config.retriever
+    if c.url:
+        client = remote.RemoteRetriever(c.url, timeout_s=c.timeout_s, attempts=c.attempts, backoff_s=c.backoff_s)
+        client.check()
+        return client
+    corpus = find(config.data.corpus, workdir, "data.corpus")
+    return local.build(corpus, index=c.index, dimensions=c.dimensions, cache_dir=workdir / "data")
+
+
+def search_environment(config: Config, engine_: retrieval.Retriever) -> environment.SearchEnvironment:
+    return environment.SearchEnvironment(
+        protocol=texts(config), retriever=engine_, passages_per_search=config.rollout.passages
+    )
+
+
+def rollout(
+    config: Config,
+    model: model_config.ModelConfig,
+    tokens: tokenizer.Tokenizer,
+    environment_: environment.Environment,
+) -> tuple[engine.Engine, episodes.Rollout]:
+    """The engine, still without weights, and the host loop over it.
+
+    Raises:
+      ValueError: where the tokenizer has more tokens than the model's embedding.
+    """
+    c = config.rollout
+    if tokens.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokens.vocab_size} tokens but the model's embedding {model.vocab_size} rows;"
+            " use the tokenizer that belongs to the model"
+        )
+    if c.context_tokens > model.max_positions:
+        raise ValueError(
+            f"rollout.context_tokens of {c.context_tokens} exceeds the {model.max_positions} positions of the model"
+        )
+    pieces = tokens.token_bytes()
+    pieces += [b""] * (model.vocab_size - len(pieces))  # embeddings are often padded beyond the vocabulary
+    shapes = engine.Shapes(
+        slots=c.slots,
+        context=c.context_tokens,
+        decode_tokens=c.decode_tokens,
+        extend_rows=c.extend_rows,
+        extend_chunks=tuple(c.extend_chunks),
+        group=max(1, c.samples),
+    )
+    decoder = engine.Engine(
+        model,
+        shapes,
+        stop_table.build(pieces),
+        eos_ids=tokens.eos_ids,
+        max_turn_tokens=c.max_turn_tokens,
+        dtype=dtype(config.model.compute_dtype),
+    )
+    limits = episodes.Limits(
+        max_turns=c.max_turns,
+        max_information_tokens=c.max_information_tokens,
+        retrieval_threads=config.retriever.threads,
+    )
+    return decoder, episodes.Rollout(decoder, environment_, tokens, limits)
+
+
+def decoding(config: Config, name: str) -> engine.Decoding:
+    """"greedy", or "sampled" as the rollout samples."""
+    if name == "greedy":
+        return engine.Decoding(temperature=0.0)
+    if name == "sampled":
+        c = config.rollout
+        return engine.Decoding(temperature=c.temperature, top_k=c.top_k, top_p=c.top_p)
+    raise ValueError(f"decoding {name!r} is unknown; choose greedy or sampled")
+
+
+def tasks(
+    config: Config, examples: Sequence[types.QAExample], tokens: tokenizer.Tokenizer, *, samples: int
+) -> list[episodes.Task]:
+    """Prompts of the questions; one that leaves no room for a turn is refused with its id."""
+    room = config.rollout.context_tokens - config.rollout.max_turn_tokens
+    return episodes.make_tasks(examples, tokens, texts(config), samples=samples, room=room)
+
+
+def optimizer_config(c: Config, total_steps: int) -> optimizer.OptimizerConfig:
+    return optimizer.OptimizerConfig(**c, total_steps=total_steps)
+
+
+def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
+    a, steps = config.algorithm, config.learner.steps
+    return update.Learner(
+        model,
+        update.UpdateConfig(
+            advantage=a.advantage,
+            discount=a.discount,
+            trace_decay=a.trace_decay,
+            whiten=a.whiten,
+            clip=a.clip,
+            value_clip=a.value_clip,
+            kl_coefficient=a.kl_coefficient,
+            kl_in=a.kl_in,
+            entropy_coefficient=a.entropy_coefficient,
+            value_warmup_steps=config.learner.value_warmup_steps,
+            temperature=config.rollout.temperature,
+            vocab_chunk=config.learner.vocab_chunk,
+            remat=config.model.remat,
+            dtype=dtype(config.model.compute_dtype),
+            policy_optimizer=optimizer_config(config.policy, steps),
+            value_optimizer=optimizer_config(config.value, steps),
+        ),
+    )
+
+
+# Keys that may change when a run goes on in its workdir: they do not change what is learned from a given step on.
+_FREE = ("log.", "evaluation.", "checkpoint.", "retriever.", "data.test", "data.validation", "learner.steps")
+
+
+def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Writes config.json, the resolved config of the run that lives here.
+
+    Raises:
+      ValueError: naming the keys in which an earlier run in this workdir differs.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(config.to_json_best_effort())
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        before, now = flatten(theirs), flatten(mine)
+        keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        changed = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in keys if not k.startswith(_FREE)]
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}); go on with that config or choose"
+                " another --workdir"
+            )
+    path.write_text(json.dumps(mine, indent=2) + "\n")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

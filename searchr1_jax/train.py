@@ -1,0 +1,225 @@
+r"""Reinforcement learning: roll out, reward, learn, again.
+
+python -m searchr1_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+A run lives in its workdir and resumes from there by itself, exactly: killed at any moment and started again, it ends
+with the same numbers. Ctrl-C or SIGTERM ends it after the step in progress, with a checkpoint; a second Ctrl-C at once.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import time
+
+from absl import app
+import jax
+import numpy as np
+
+from searchr1_jax import checkpoint
+from searchr1_jax import evaluation
+from searchr1_jax import metrics
+from searchr1_jax import parallel
+from searchr1_jax import report
+from searchr1_jax import setup
+from searchr1_jax import types
+from searchr1_jax.data import packing
+from searchr1_jax.data import stream as stream_lib
+from searchr1_jax.learning import advantages
+from searchr1_jax.learning import update
+from searchr1_jax.models import decoder
+from searchr1_jax.models import hf
+from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.text import rewards
+from searchr1_jax.text import tokenizer
+
+_CONFIG, _WORKDIR = setup.define_flags()
+
+
+def main(argv):
+    del argv
+    config = _CONFIG.value
+    with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "train"):
+        setup.claim_workdir(config, workdir)
+        train(config, workdir)
+
+
+def train(config: setup.Config, workdir: pathlib.Path) -> None:
+    """The whole run, or what is left of it."""
+    model_path = setup.find(config.model.path, workdir, "model.path")
+    model, tokens = hf.read_config(model_path), tokenizer.Tokenizer.load(model_path)
+    reward_of = rewards.resolve(config.reward)
+    sources = setup.questions(config, "train", workdir)
+    for source in sources:
+        setup.tasks(config, source, tokens, samples=1)  # refuses questions too long before any work
+    held_out = [example for source in setup.questions(config, "validation", workdir) for example in source]
+    held_out = setup.tasks(config, held_out[: config.evaluation.questions or None], tokens, samples=1)
+    environment = setup.search_environment(config, setup.retriever(config, workdir))
+    engine, rollout = setup.rollout(config, model, tokens, environment)
+    learner = setup.learner(config, model)
+
+    stream = stream_lib.QuestionStream(sources, seed=config.seed, batch_questions=config.rollout.questions)
+    param_dtype = setup.dtype(config.model.param_dtype)
+    reference = hf.load(model_path, dtype=param_dtype)
+    value = None
+    if learner.config.has_value_model:  # the policy's body with a fresh head
+        value = decoder.init(decoder.Value, model, seed=config.seed, dtype=param_dtype)
+        value["decoder"] = hf.load(model_path, dtype=param_dtype)["decoder"]
+    state = learner.init(hf.load(model_path, dtype=param_dtype), value)
+
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    step = checkpoints.latest or 0
+    if step:
+        trees, extra = checkpoints.restore(step, state._asdict())
+        state = update.TrainState(**trees)
+        stream.restore(extra["stream"])
+        metrics.say(f"resuming after step {step} of {config.learner.steps}")
+    writer = metrics.Writer(workdir, step=step)
+    stop = _StopSignal()
+
+    def evaluate() -> dict[str, float]:
+        engine.load(state.policy)
+        values = {}
+        for name in config.evaluation.decoding:
+            decoding = setup.decoding(config, name)
+            results, _ = evaluation.evaluate(
+                rollout, held_out, decoding, split="validation", name=name, seed=config.seed
+            )
+            results.save(workdir / "eval" / f"validation-{name}-step{step:06d}.json")
+            values |= {f"eval/{name}/{key}": number for key, number in results.scalars().items()}
+        return values
+
+    if step == 0 and config.evaluation.first:
+        values = evaluate()
+        writer.write(0, values)
+        metrics.say(f"step 0/{config.learner.steps}  " + _line(values))
+    while step < config.learner.steps and not stop.requested:
+        began = time.time()
+        examples = next(stream)
+        engine.load(state.policy)
+        trajectories = _roll_out(config, rollout, setup.tasks(config, examples, tokens, samples=config.rollout.samples),
+                                 step, workdir)
+        acted = time.time()
+        scores = [reward_of(t) for t in trajectories]
+        state, values = learn(config, learner, state, reference, trajectories, scores, step)
+        step += 1
+        values |= describe(trajectories, scores)
+        values |= {
+            "compiled_programs": engine.compiled + learner.compiled,
+            "seconds/rollout": acted - began,
+            "seconds/learning": time.time() - acted,
+        }
+        if (every := config.log.trajectories_every) and step % every == 0:
+            path = workdir / "trajectories" / f"step{step:06d}.jsonl"
+            evaluation.write_trajectories(path, trajectories, scores)
+        last = step == config.learner.steps
+        if (every := config.evaluation.every) and (step % every == 0 or last):
+            values |= evaluate()
+        writer.write(step, values)
+        metrics.say(f"step {step}/{config.learner.steps}  " + _line(values))
+        if step % config.checkpoint.every == 0 or last or stop.requested:
+            checkpoints.save(step, state._asdict(), {"stream": stream.state()})
+    checkpoints.close()
+    writer.close()
+    report.learning_curve(workdir)
+    if stop.requested and step < config.learner.steps:
+        metrics.say(f"stopped after step {step}; start again with the same command to go on")
+
+
+def _roll_out(config, rollout, tasks, step: int, workdir: pathlib.Path) -> list[types.Trajectory]:
+    """The step's trajectories, sorted. If a search fails for good, what was finished is written first."""
+    finished: list[types.Trajectory] = []
+    try:
+        for trajectory in rollout.run(tasks, setup.decoding(config, "sampled"), seed=config.seed, step=step):
+            finished.append(trajectory)
+    except retrieval.RetrievalError:
+        path = workdir / "trajectories" / f"interrupted-step{step + 1:06d}.jsonl"
+        evaluation.write_trajectories(path, finished, [0.0] * len(finished))
+        metrics.say(f"{len(finished)} finished trajectories of step {step + 1} are in {path}")
+        raise
+    return sorted(finished, key=lambda t: t.key)
+
+
+def learn(config, learner: update.Learner, state, reference, trajectories, scores, step: int):
+    """One step of learning from sorted trajectories. Returns the next state (`state` is donated) and statistics."""
+    samples, updates = config.rollout.samples, config.learner.updates_per_rollout
+    size = len(trajectories) // updates  # the samples of a question are neighbours and stay together
+    group_values = None
+    if not learner.config.has_value_model:
+        by_group = np.asarray(scores, np.float32).reshape(-1, samples)
+        group_values = np.asarray(advantages.group_standardised(by_group)).reshape(-1)
+    batches, token_advantages = [], []
+    for u in range(updates):
+        part = slice(u * size, (u + 1) * size)
+        batch = packing.pack(
+            trajectories[part],
+            scores[part],
+            row_tokens=config.learner.row_tokens,
+            micro_batch_rows=config.learner.micro_batch_rows,
+            max_rows=size,
+            mask_environment=config.algorithm.mask_environment,
+        )
+        batches.append(parallel.to_mesh(batch, None, "batch", None))
+        if group_values is not None:
+            spread = packing.spread(group_values[part], batch)
+            token_advantages.append(parallel.to_mesh(spread, None, "batch", None))
+    before = [learner.score(state, reference, batch) for batch in batches]
+    targets, statistics = learner.estimate(batches, before, token_advantages or None)
+    collected = []
+    for batch, score, target in zip(batches, before, targets, strict=True):
+        state, values = learner.update(state, batch, score, target, step)
+        collected.append(values)
+    statistics, collected = jax.device_get((statistics, collected))
+    merged = {name: float(value) for name, value in statistics.items()}
+    merged |= {name: float(np.mean([values[name] for values in collected])) for name in collected[0]}
+    for name in ("policy/loss", "value/loss", "policy/gradient_norm", "value/gradient_norm"):
+        if not np.isfinite(merged.get(name, 0.0)):
+            ids = ", ".join(sorted({t.example.id for t in trajectories})[:10])
+            raise FloatingPointError(f"{name} is {merged[name]} at step {step + 1}; its questions begin with {ids}")
+    return state, merged
+
+
+def describe(trajectories: list[types.Trajectory], scores: list[float]) -> dict[str, float]:
+    """What the trajectories of a step look like; means over them unless named otherwise."""
+    mean = lambda values: float(np.mean(list(values)))
+    turns = [turn for t in trajectories for turn in t.turns]
+    return {
+        "reward": mean(scores),
+        "searches": mean(t.searches for t in trajectories),
+        "turns": mean(len(t.turns) for t in trajectories),
+        "response_tokens": mean(len(t.tokens) - t.prompt_tokens for t in trajectories),
+        "answered": mean(t.stop_reason == "answered" for t in trajectories),
+        "truncated": mean(t.stop_reason == "length" for t in trajectories),
+        "valid_actions": mean(turn.event in ("search", "answer") for turn in turns),
+        "eos_dropped": float(sum(t.eos_dropped for t in trajectories)),
+        "passages_cut": float(sum(t.passages_cut for t in trajectories)),
+    }
+
+
+def _line(values: dict[str, float]) -> str:
+    """The figures to watch, for the console."""
+    shown = {"reward": "reward", "searches": "searches", "kl_to_reference": "kl", "policy/entropy": "entropy"}
+    parts = [f"{label} {values[key]:.3f}" for key, label in shown.items() if key in values]
+    parts += [f"{key} {value:.3f}" for key, value in values.items() if key.startswith("eval/") and key.endswith("/em")]
+    if "seconds/rollout" in values:
+        parts.append(f"{values['seconds/rollout'] + values['seconds/learning']:.1f} s")
+    return "  ".join(parts)
+
+
+class _StopSignal:
+    """Turns the first SIGINT or SIGTERM into a request to stop after the step in progress."""
+
+    def __init__(self):
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request)
+
+    def _request(self, number, frame):
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        metrics.say("stopping after this step; once more to stop at once")
+
+
+if __name__ == "__main__":
+    app.run(main)
