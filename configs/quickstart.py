@@ -49,11 +49,16 @@ def get_config(arg=""):
     c.checkpoint.every = 10
     c.log.trajectories_every = 10
 
-    c.sft.drill_steps = 900
-    c.sft.mixture_steps = 300
+    c.sft.drill_steps = 500
+    c.sft.mixture_steps = 200
+    c.sft.mixture_right = 0.15
+    c.sft.mixture_guess = 0.7
+    c.sft.mixture_wrong_entity = 0.05
+    c.sft.mixture_stopped_early = 0.1
     c.sft.content_weight = 5.0
     c.sft.batch = 32
     c.sft.optimizer.learning_rate = 4e-3
+    c.sft.optimizer.final_share = 0.1
     c.sft.optimizer.weight_decay = 0.0
 
     return presets.apply(c, arg)

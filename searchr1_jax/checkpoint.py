@@ -37,6 +37,11 @@ class Checkpoints:
         """The newest complete checkpoint."""
         return self._manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """All complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
     def save(self, step: int, trees: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
         """Starts to save; the arrays may be donated as soon as this returns. None trees are left out."""
         items = {name: ocp.args.StandardSave(_flat(tree)) for name, tree in trees.items() if tree is not None}

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 from ml_collections import config_flags
 
+from searchr1_jax import checkpoint
 from searchr1_jax import parallel
 from searchr1_jax import preflight
 from searchr1_jax import types
@@ -25,6 +26,8 @@ from searchr1_jax.data import qa
 from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
+from searchr1_jax.models import decoder
+from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.retrieval import local
 from searchr1_jax.retrieval import remote
@@ -142,7 +145,7 @@ def rollout(
         extend_chunks=tuple(c.extend_chunks),
         group=max(1, c.samples),
     )
-    decoder = engine.Engine(
+    actor = engine.Engine(
         model,
         shapes,
         stop_table.build(pieces),
@@ -155,7 +158,36 @@ def rollout(
         max_information_tokens=c.max_information_tokens,
         retrieval_threads=config.retriever.threads,
     )
-    return decoder, episodes.Rollout(decoder, environment_, tokens, limits)
+    return actor, episodes.Rollout(actor, environment_, tokens, limits)
+
+
+def policy(
+    config: Config, workdir: pathlib.Path, *, model: str | None = None, step: int | None = None
+) -> tuple[model_config.ModelConfig, tokenizer.Tokenizer, decoder.Params, str]:
+    """A trained policy, and in words where it is from.
+
+    Args:
+      model: Hugging Face directory; None takes the workdir's checkpoint.
+      step: of the checkpoint; None takes the newest.
+    Raises:
+      ValueError: where there is no such checkpoint.
+    """
+    path = pathlib.Path(model) if model else find(config.model.path, workdir, "model.path")
+    shape, tokens, weights = hf.read_config(path), tokenizer.Tokenizer.load(path), dtype(config.model.param_dtype)
+    if model:
+        return shape, tokens, hf.load(path, dtype=weights), str(path)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    chosen = checkpoints.latest if step is None else step
+    if chosen is None or chosen not in checkpoints.steps:
+        raise ValueError(
+            f"{workdir}/checkpoints holds steps {checkpoints.steps}"
+            + ("" if step is None else f", not {step}")
+            + "; run python -m searchr1_jax.train first, choose another --step, or name a --model"
+        )
+    _, abstract = decoder.abstract(decoder.Policy, shape, weights)
+    params = checkpoints.restore(chosen, {"policy": abstract})[0]["policy"]
+    checkpoints.close()
+    return shape, tokens, params, f"{workdir}/checkpoints/{chosen}"
 
 
 def decoding(config: Config, name: str) -> engine.Decoding:

@@ -1,0 +1,68 @@
+r"""Asks the policy a question and prints the episode, coloured by who wrote what.
+
+python -m searchr1_jax.ask --config=configs/quickstart.py --workdir=runs/quickstart --question="who founded …"
+
+Without --question it reads questions from the terminal, one a line. --model and --retriever are those of `evaluate`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+from absl import app
+from absl import flags
+from rich import console as rich_console
+from rich import text as rich_text
+
+from searchr1_jax import setup
+from searchr1_jax import types
+from searchr1_jax.text import tokenizer
+
+_CONFIG, _WORKDIR = setup.define_flags()
+_QUESTION = flags.DEFINE_string("question", None, "what to ask; default: lines from the terminal")
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
+_STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
+_RETRIEVER = flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
+_DECODING = flags.DEFINE_enum("decoding", "greedy", ["greedy", "sampled"], "how tokens are chosen")
+
+_STYLES = {"prompt": "dim", "policy": "bold green", "environment": "cyan"}
+
+
+def coloured(trajectory: types.Trajectory, tokens: tokenizer.Tokenizer) -> rich_text.Text:
+    """The episode's text, each stretch in the colour of its author."""
+    out = rich_text.Text(tokens.decode(trajectory.tokens[: trajectory.prompt_tokens]), style=_STYLES["prompt"])
+    rest = range(trajectory.prompt_tokens, len(trajectory.tokens))
+    for sampled, stretch in itertools.groupby(rest, key=lambda t: bool(trajectory.sampled[t])):
+        text = tokens.decode(trajectory.tokens[list(stretch)])
+        out.append(text, style=_STYLES["policy" if sampled else "environment"])
+    return out
+
+
+def main(argv):
+    del argv
+    config, console = _CONFIG.value, rich_console.Console()
+    if _RETRIEVER.value:
+        config.retriever.url = _RETRIEVER.value
+    decoding = setup.decoding(config, _DECODING.value)
+    with setup.session(config, _WORKDIR.value) as workdir:
+        model, tokens, params, origin = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
+        environment = setup.search_environment(config, setup.retriever(config, workdir))
+        engine, rollout = setup.rollout(config, model, tokens, environment)
+        engine.load(params)
+        legend = rich_text.Text.assemble(
+            f"{origin}    ", *((f"{author}  ", style) for author, style in _STYLES.items())
+        )
+        console.print(legend)
+        for line in [_QUESTION.value] if _QUESTION.value else sys.stdin:
+            if not line.strip():
+                continue
+            example = types.QAExample(id=line.strip(), question=line, golden_answers=())
+            tasks = setup.tasks(config, [example], tokens, samples=1)
+            (trajectory,) = rollout.run(tasks, decoding, seed=config.seed, step=0)
+            console.print(coloured(trajectory, tokens))
+            console.print(f"[{trajectory.stop_reason}]  answer: {trajectory.answer}\n", style="dim", markup=False)
+
+
+if __name__ == "__main__":
+    app.run(main)

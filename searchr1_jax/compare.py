@@ -1,0 +1,101 @@
+r"""Puts two evaluations of a workdir side by side: figures, an episode of each, and summary.json.
+
+python -m searchr1_jax.compare --workdir=runs/quickstart --before=base --after=final
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from absl import app
+from absl import flags
+from rich import box
+from rich import console as rich_console
+from rich import table as rich_table
+from rich import text as rich_text
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
+_BEFORE = flags.DEFINE_string("before", "base", "name of an evaluation in <workdir>/eval")
+_AFTER = flags.DEFINE_string("after", "final", "name of another")
+
+_DECODINGS = ("greedy", "sampled")
+
+
+def _evaluations(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+    found = {}
+    for decoding in _DECODINGS:
+        path = workdir / "eval" / f"{name}-{decoding}.json"
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing; run python -m searchr1_jax.evaluate --name={name} --decoding={decoding} first"
+            )
+        found[decoding] = json.loads(path.read_text())
+    return found
+
+
+def summarise(workdir: pathlib.Path, before: str, after: str) -> dict[str, Any]:
+    """The two evaluations, wall-clock seconds of all verbs of the workdir, and the largest peak memory of one."""
+    verbs = [json.loads(line) for line in (workdir / "verbs.jsonl").read_text().splitlines()]
+    return {
+        before: _evaluations(workdir, before),
+        after: _evaluations(workdir, after),
+        "seconds": round(sum(verb["seconds"] for verb in verbs), 1),
+        "peak_memory_gb": max(verb["peak_memory_gb"] for verb in verbs),
+    }
+
+
+def figures(summary: dict[str, Any], before: str, after: str) -> rich_table.Table:
+    table = rich_table.Table(box=box.SIMPLE_HEAD, title="held-out questions about things never seen in training")
+    for name in ("decoding", "figure", before, after):
+        table.add_column(name, justify="left" if name in ("decoding", "figure") else "right")
+    for decoding in _DECODINGS:
+        old, new = summary[before][decoding], summary[after][decoding]
+        table.add_row(decoding, f"exact match, {new['n']} questions", f"{old['em']:.3f}", f"{new['em']:.3f}")
+        for hops in new["em_by_hops"]:
+            pair = (f"{results['em_by_hops'][hops]:.3f}" for results in (old, new))
+            table.add_row("", f"exact match, {hops}-hop", *pair)
+        table.add_row("", "searches a question", f"{old['searches']:.2f}", f"{new['searches']:.2f}", end_section=True)
+    return table
+
+
+def _episodes(workdir: pathlib.Path, name: str) -> dict[str, dict[str, Any]]:
+    path = workdir / "eval" / f"{name}-greedy.jsonl"
+    return {row["id"]: row for row in map(json.loads, path.read_text().splitlines())}
+
+
+def _transcript(row: dict[str, Any]) -> rich_text.Text:
+    out = rich_text.Text()
+    for turn in row["turns"]:
+        out.append(turn["text"], style="bold green").append(turn["reply"], style="cyan")
+    verdict = "right" if row["reward"] else f"wrong, it is {row['golden_answers'][0]}"
+    return out.append(f"\n[{verdict}]", style="dim")
+
+
+def side_by_side(workdir: pathlib.Path, before: str, after: str) -> rich_table.Table:
+    """The question with the most turns that the later policy answers and the earlier one does not."""
+    old, new = _episodes(workdir, before), _episodes(workdir, after)
+    gained = [q for q in new if q in old and new[q]["reward"] > old[q]["reward"]]
+    chosen = max(gained or new, key=lambda q: (len(new[q]["turns"]), q))
+    table = rich_table.Table(box=box.SIMPLE_HEAD, title=new[chosen]["question"] + "?")
+    table.add_column(before, ratio=1)
+    table.add_column(after, ratio=1)
+    table.add_row(_transcript(old[chosen]), _transcript(new[chosen]))
+    return table
+
+
+def main(argv):
+    del argv
+    workdir, before, after = pathlib.Path(_WORKDIR.value), _BEFORE.value, _AFTER.value
+    summary = summarise(workdir, before, after)
+    path = workdir / "summary.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n")
+    console = rich_console.Console()
+    console.print(figures(summary, before, after))
+    console.print(side_by_side(workdir, before, after))
+    console.print(f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.2f} GB at most  ->  {path}", markup=False)
+
+
+if __name__ == "__main__":
+    app.run(main)

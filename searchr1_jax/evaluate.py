@@ -1,0 +1,59 @@
+r"""Answers every question of a split once and writes the figures.
+
+python -m searchr1_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart --decoding=greedy,sampled
+
+The policy is the newest checkpoint of the workdir, or --model=<Hugging Face directory>; the search engine is the
+config's, or --retriever=http://…, so that a published checkpoint can be judged against an existing server. Writes
+eval/<name>-<decoding>.json and, beside it, the episodes as .jsonl.
+"""
+
+from __future__ import annotations
+
+from absl import app
+from absl import flags
+
+from searchr1_jax import evaluation
+from searchr1_jax import metrics
+from searchr1_jax import setup
+from searchr1_jax.text import rewards
+
+_CONFIG, _WORKDIR = setup.define_flags()
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
+_STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
+_RETRIEVER = flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "which questions")
+_QUESTIONS = flags.DEFINE_integer("questions", 0, "the first n of them; 0: all")
+_DECODING = flags.DEFINE_list("decoding", ["greedy"], "greedy, sampled, or both")
+_NAME = flags.DEFINE_string("name", "final", "of the files in <workdir>/eval")
+
+
+def main(argv):
+    del argv
+    config = _CONFIG.value
+    decodings = {name: setup.decoding(config, name) for name in _DECODING.value}
+    if _RETRIEVER.value:
+        config.retriever.url = _RETRIEVER.value
+    with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "evaluate"):
+        model, tokens, params, origin = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
+        examples = [example for source in setup.questions(config, _SPLIT.value, workdir) for example in source]
+        tasks = setup.tasks(config, examples[: _QUESTIONS.value or None], tokens, samples=1)
+        environment = setup.search_environment(config, setup.retriever(config, workdir))
+        engine, rollout = setup.rollout(config, model, tokens, environment)
+        engine.load(params)
+        metrics.say(f"evaluating {origin} on {len(tasks)} {_SPLIT.value} questions")
+        for name, decoding in decodings.items():
+            results, trajectories = evaluation.evaluate(
+                rollout, tasks, decoding, split=_SPLIT.value, name=name, seed=config.seed
+            )
+            scores = [rewards.exact_match(t.answer, t.example.golden_answers) for t in trajectories]
+            file = workdir / "eval" / f"{_NAME.value}-{name}.json"
+            evaluation.write_trajectories(file.with_suffix(".jsonl"), trajectories, scores)
+            results.save(file)
+            hops = "  ".join(f"{h}-hop {em:.3f}" for h, em in results.em_by_hops.items())
+            metrics.say(
+                f"{name:8} exact match {results.em:.3f}  searches {results.searches:.2f}  {hops}  ->  {file}"
+            )
+
+
+if __name__ == "__main__":
+    app.run(main)
