@@ -39,7 +39,7 @@ def get_config():
 
     c.retriever = retriever = ml_collections.ConfigDict()
     retriever.url = ""  # http://…: a server that speaks the Search-R1 protocol; empty: an index in this process
-    retriever.index = "scann"  # "scann" or "exact"
+    retriever.index = "auto"  # "scann", "exact", or "auto": ScaNN where it has a wheel, else exact
     retriever.dimensions = 256  # of the hashed n-gram vectors
     retriever.threads = 2  # worker threads that wait for searches
     retriever.timeout_s = 30.0  # of one request to a server

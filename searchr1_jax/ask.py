@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import sys
 
-from absl import app
 from absl import flags
 from rich import console as rich_console
 from rich import text as rich_text
@@ -45,7 +44,7 @@ def main(argv):
     if _RETRIEVER.value:
         config.retriever.url = _RETRIEVER.value
     decoding = setup.decoding(config, _DECODING.value)
-    with setup.session(config, _WORKDIR.value) as workdir:
+    with setup.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir:
         model, tokens, params, origin = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
         environment = setup.search_environment(config, setup.retriever(config, workdir))
         engine, rollout = setup.rollout(config, model, tokens, environment)
@@ -65,4 +64,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    setup.run(main)

@@ -9,12 +9,13 @@ import json
 import pathlib
 from typing import Any
 
-from absl import app
 from absl import flags
 from rich import box
 from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
+
+from searchr1_jax import setup
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
 _BEFORE = flags.DEFINE_string("before", "base", "name of an evaluation in <workdir>/eval")
@@ -98,4 +99,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    setup.run(main)

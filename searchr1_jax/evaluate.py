@@ -9,7 +9,6 @@ eval/<name>-<decoding>.json and, beside it, the episodes as .jsonl.
 
 from __future__ import annotations
 
-from absl import app
 from absl import flags
 
 from searchr1_jax import evaluation
@@ -33,7 +32,7 @@ def main(argv):
     decodings = {name: setup.decoding(config, name) for name in _DECODING.value}
     if _RETRIEVER.value:
         config.retriever.url = _RETRIEVER.value
-    with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "evaluate"):
+    with setup.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir, metrics.verb(workdir, "evaluate"):
         model, tokens, params, origin = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
         examples = [example for source in setup.questions(config, _SPLIT.value, workdir) for example in source]
         tasks = setup.tasks(config, examples[: _QUESTIONS.value or None], tokens, samples=1)
@@ -56,4 +55,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    setup.run(main)

@@ -11,6 +11,7 @@ import json
 import pathlib
 from typing import Any
 
+from searchr1_jax import metrics
 from searchr1_jax import types
 from searchr1_jax.rollout import engine
 from searchr1_jax.rollout import episodes
@@ -78,7 +79,9 @@ def evaluate(
       name: of the decoding, for the results.
       seed: of sampling.
     """
-    trajectories = sorted(rollout.run(list(tasks), decoding, seed=seed, step=0), key=lambda t: t.key)
+    running = rollout.run(list(tasks), decoding, seed=seed, step=0)
+    total = sum(task.samples for task in tasks)
+    trajectories = sorted(metrics.progress(running, total=total, what=f"{split}, {name}"), key=lambda t: t.key)
     return summarise(trajectories, split=split, decoding=name), trajectories
 
 

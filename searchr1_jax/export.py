@@ -8,16 +8,11 @@ The directory appears when it is whole; an existing one is replaced only with --
 from __future__ import annotations
 
 import pathlib
-import shutil
 
-from absl import app
 from absl import flags
 
 from searchr1_jax import metrics
-from searchr1_jax import parallel
 from searchr1_jax import setup
-from searchr1_jax.models import hf
-from searchr1_jax.text import protocol
 
 _CONFIG, _WORKDIR = setup.define_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "directory to write", required=True)
@@ -30,18 +25,11 @@ def main(argv):
     config, output = _CONFIG.value, pathlib.Path(_OUTPUT.value)
     if output.exists() and not _OVERWRITE.value:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
-    with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "export"):
+    with setup.session(config, _WORKDIR.value, create=False) as workdir, metrics.verb(workdir, "export"):
         model, tokens, params, origin = setup.policy(config, workdir, step=_STEP.value)
-        temporary = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        stops = list(protocol.STOP_TAGS)
-        tokens.save(temporary)
-        hf.save(temporary, model, parallel.to_host(params), eos_ids=tokens.eos_ids, stop_strings=stops)
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.rename(output)
+        setup.save_model(output, model, tokens, params)
         metrics.say(f"wrote {origin} as {output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    setup.run(main)

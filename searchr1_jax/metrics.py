@@ -12,10 +12,13 @@ import pathlib
 import resource
 import sys
 import time
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterable, Iterator, Mapping, TypeVar
 
 import psutil
 from rich import console as rich_console
+from rich import progress as rich_progress
+
+Item = TypeVar("Item")
 
 _CONSOLE = rich_console.Console(highlight=False, soft_wrap=True)
 
@@ -23,6 +26,13 @@ _CONSOLE = rich_console.Console(highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """A line on the console."""
     _CONSOLE.print(text, markup=False)
+
+
+def progress(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
+    """Hands the items on and shows on a terminal how many have come and how long the rest may take."""
+    columns = (*rich_progress.Progress.get_default_columns(), rich_progress.MofNCompleteColumn())
+    with rich_progress.Progress(*columns, console=_CONSOLE, transient=True) as bar:
+        yield from bar.track(items, total=total, description=what)
 
 
 def peak_memory_gb() -> float:
@@ -50,7 +60,9 @@ class Writer:
 
         self._path = workdir / "metrics.jsonl"
         kept = [row for row in read(workdir) if row["step"] <= step] if step else []
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary = self._path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        temporary.replace(self._path)
         self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ It depends on `world.*` only, so the same world comes out for every run.
 
 from __future__ import annotations
 
-from absl import app
 import jax
 
 from searchr1_jax import metrics
@@ -18,7 +17,6 @@ from searchr1_jax.data import world as world_lib
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import copying
 from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
 from searchr1_jax.retrieval import corpus as corpus_lib
 from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer
@@ -39,12 +37,12 @@ def main(argv):
         texts = setup.texts(config)
         asked = [texts.render_prompt(q.question) for q in world_lib.questions(world, "train")]
         replies = [texts.render_docs([corpus[i]]) for i in range(len(corpus))]
-        directory = workdir / config.sft.model
+        output = workdir / config.sft.model
         tokens = tokenizer.train(
             [*asked, *replies, texts.correction, *(f"<search> {corpus[i].title} </search>" for i in range(len(corpus)))],
             vocab_size=c.vocab_size,
             added_tokens=list(protocol.TAGS),
-            directory=directory,
+            directory=workdir / "tokenizer",
         )
         model = model_config.ModelConfig(
             family="qwen2",
@@ -62,10 +60,10 @@ def main(argv):
         )
         params = decoder.init(decoder.Policy, model, seed=c.seed)
         params = copying.prime(parallel.to_host(params), model)
-        hf.save(directory, model, params, eos_ids=tokens.eos_ids, stop_strings=list(protocol.STOP_TAGS))
+        setup.save_model(output, model, tokens, params)
         size = sum(x.size for x in jax.tree.leaves(params))
-        metrics.say(f"model: {size:,} random weights and {tokens.vocab_size} tokens in {directory}")
+        metrics.say(f"model: {size:,} random weights and {tokens.vocab_size} tokens in {output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    setup.run(main)

@@ -9,8 +9,11 @@ import contextlib
 import json
 import os
 import pathlib
-from typing import Any, Iterator, Sequence
+import shutil
+import sys
+from typing import Any, Callable, Iterator, Sequence
 
+from absl import app
 from absl import flags
 from absl import logging
 import jax
@@ -31,6 +34,7 @@ from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.retrieval import local
 from searchr1_jax.retrieval import remote
+from searchr1_jax.retrieval import scann_index
 from searchr1_jax.rollout import engine
 from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
@@ -49,10 +53,43 @@ def define_flags() -> tuple[Any, Any]:
     return config, workdir
 
 
+# What a wrong input, a missing file or package, or a server out of reach raises. Anything else is a fault of ours.
+_WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError)
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a verb. A wrong input ends it with one line, "error: …", and status 1; Ctrl-C with status 130."""
+
+    def parsed(argv):
+        try:
+            return app.parse_flags_with_usage(argv)
+        except AttributeError as error:  # a key that the locked config does not have; the cause holds its text as it was
+            sys.exit("error: unknown config key: " + " ".join(str(getattr(error.args[0], "args", [error])[0]).split()))
+
+    def told(argv):
+        try:
+            main(argv)
+        except _WRONG_INPUT as error:
+            if _TRACEBACK.value:
+                raise
+            sys.exit(f"error: {error}\n(--traceback shows where it arose)")
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    app.run(told, flags_parser=parsed)
+
+
 @contextlib.contextmanager
-def session(config: Config, workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Checks the config, makes the workdir, and puts the mesh in use. Yields the workdir."""
+def session(config: Config, workdir: str | os.PathLike, *, create: bool = True) -> Iterator[pathlib.Path]:
+    """Checks the config, makes the workdir, and puts the mesh in use. Yields the workdir.
+
+    Raises:
+      ValueError: for a config that cannot work, or, without `create`, a workdir that does not exist.
+    """
     preflight.check(config)
+    if not create and not os.path.isdir(workdir):
+        raise ValueError(f"--workdir {workdir} does not exist; name the directory of a run, or train one first")
     logging.set_verbosity(logging.WARNING)  # libraries tell of every file they touch; we have a voice of our own
     directory = pathlib.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
@@ -60,6 +97,11 @@ def session(config: Config, workdir: str | os.PathLike) -> Iterator[pathlib.Path
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "searchr1_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes are running, but acting needs all devices in one process; start one"
+            " process on one host"
+        )
     mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     with jax.set_mesh(mesh):
         yield directory
@@ -104,8 +146,10 @@ def retriever(config: Config, workdir: pathlib.Path) -> retrieval.Retriever:
         client = remote.RemoteRetriever(c.url, timeout_s=c.timeout_s, attempts=c.attempts, backoff_s=c.backoff_s)
         client.check()
         return client
-    corpus = find(config.data.corpus, workdir, "data.corpus")
-    return local.build(corpus, index=c.index, dimensions=c.dimensions, cache_dir=workdir / "data")
+    corpus, index = find(config.data.corpus, workdir, "data.corpus"), c.index
+    if index == "auto":
+        index = "scann" if scann_index.available() else "exact"
+    return local.build(corpus, index=index, dimensions=c.dimensions, cache_dir=workdir / "data")
 
 
 def search_environment(config: Config, engine_: retrieval.Retriever) -> environment.SearchEnvironment:
@@ -188,6 +232,21 @@ def policy(
     params = checkpoints.restore(chosen, {"policy": abstract})[0]["policy"]
     checkpoints.close()
     return shape, tokens, params, f"{workdir}/checkpoints/{chosen}"
+
+
+def save_model(
+    output: pathlib.Path, model: model_config.ModelConfig, tokens: tokenizer.Tokenizer, params: decoder.Params
+) -> None:
+    """Writes a policy as a Hugging Face directory, which appears when it is whole and replaces what was there."""
+    temporary = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tokens.save(temporary)
+    stops = list(protocol.STOP_TAGS)
+    hf.save(temporary, model, parallel.to_host(params), eos_ids=tokens.eos_ids, stop_strings=stops)
+    if output.exists():
+        shutil.rmtree(output)
+    temporary.rename(output)
 
 
 def decoding(config: Config, name: str) -> engine.Decoding:

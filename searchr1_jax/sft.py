@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import time
 
-from absl import app
 import jax
 import numpy as np
 
@@ -25,7 +24,6 @@ from searchr1_jax.data import packing
 from searchr1_jax.data import world as world_lib
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import hf
-from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer
 
 _CONFIG, _WORKDIR = setup.define_flags()
@@ -115,12 +113,9 @@ def main(argv):
                 checkpoints.save(step, state._asdict(), {})
         checkpoints.close()
         output = workdir / c.output
-        hf.save(
-            output, model, parallel.to_host(state.policy), eos_ids=tokens.eos_ids, stop_strings=list(protocol.STOP_TAGS)
-        )
-        tokens.save(output)
+        setup.save_model(output, model, tokens, state.policy)
         metrics.say(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    setup.run(main)

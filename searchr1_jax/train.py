@@ -12,7 +12,6 @@ import pathlib
 import signal
 import time
 
-from absl import app
 import jax
 import numpy as np
 
@@ -97,8 +96,8 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
         began = time.time()
         examples = next(stream)
         engine.load(state.policy)
-        trajectories = _roll_out(config, rollout, setup.tasks(config, examples, tokens, samples=config.rollout.samples),
-                                 step, workdir)
+        tasks = setup.tasks(config, examples, tokens, samples=config.rollout.samples)
+        trajectories = _roll_out(config, rollout, tasks, step, workdir)
         acted = time.time()
         scores = [reward_of(t) for t in trajectories]
         state, values = learn(config, learner, state, reference, trajectories, scores, step)
@@ -129,8 +128,10 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
 def _roll_out(config, rollout, tasks, step: int, workdir: pathlib.Path) -> list[types.Trajectory]:
     """The step's trajectories, sorted. If a search fails for good, what was finished is written first."""
     finished: list[types.Trajectory] = []
+    running = rollout.run(tasks, setup.decoding(config, "sampled"), seed=config.seed, step=step)
+    total = sum(task.samples for task in tasks)
     try:
-        for trajectory in rollout.run(tasks, setup.decoding(config, "sampled"), seed=config.seed, step=step):
+        for trajectory in metrics.progress(running, total=total, what=f"rollout {step + 1}"):
             finished.append(trajectory)
     except retrieval.RetrievalError:
         path = workdir / "trajectories" / f"interrupted-step{step + 1:06d}.jsonl"
@@ -222,4 +223,4 @@ class _StopSignal:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    setup.run(main)

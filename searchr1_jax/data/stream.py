@@ -43,7 +43,7 @@ class QuestionStream:
         if batch_questions < 1 or batch_questions % process_count:
             raise ValueError(
                 f"a step of {batch_questions} questions does not divide over {process_count} processes; set "
-                f"learner.batch_questions to a multiple of {process_count}"
+                f"rollout.questions to a multiple of {process_count}"
             )
         if not 0 <= process_index < process_count:
             raise ValueError(f"process {process_index} is none of {process_count} processes, counted from 0")

@@ -70,6 +70,15 @@ class ScannIndex:
         return rows, scores
 
 
+def available() -> bool:
+    """Whether ScaNN can be imported on this machine."""
+    try:
+        _scann()
+    except ImportError:
+        return False
+    return True
+
+
 def _scann():
     try:
         from scann.scann_ops.py import scann_ops_pybind

@@ -1,0 +1,43 @@
+r"""Search-R1 as published (Jin et al., 2025): NQ and HotpotQA, Qwen2.5, E5 over Wikipedia behind a server.
+
+python -m searchr1_jax.train --config=configs/search_r1.py:algorithm=ppo --workdir=runs/search-r1-ppo \
+    --config.model.path=/models/Qwen2.5-3B --config.retriever.url=http://127.0.0.1:8000/retrieve
+
+Question files are those of FlashRAG; put them, or links to them, into the workdir under the names below. What
+differs from the published scripts on purpose is listed in the README.
+"""
+
+from configs import base
+from configs import presets
+
+
+def get_config(arg=""):
+    c = base.get_config()
+
+    c.data.train = ("nq/train.jsonl", "hotpotqa/train.jsonl")
+    c.data.validation = ("nq/test.jsonl",)
+    c.data.test = (
+        "nq/test.jsonl", "triviaqa/test.jsonl", "popqa/test.jsonl", "hotpotqa/dev.jsonl",
+        "2wikimultihopqa/dev.jsonl", "musique/dev.jsonl", "bamboogle/test.jsonl",
+    )  # fmt: skip
+
+    c.model.compute_dtype = "bfloat16"
+    c.model.remat = True
+    c.retriever.url = "http://127.0.0.1:8000/retrieve"
+    c.retriever.threads = 8
+
+    c.learner.steps = 1005
+    c.policy.learning_rate = 1e-6
+    c.policy.warmup_steps = 286  # .285 of the steps
+    c.value.learning_rate = 1e-5
+    c.value.warmup_steps = 15  # .015 of the steps
+    c.evaluation.questions = 512
+    c.evaluation.every = 100
+    c.checkpoint.every = 100
+
+    presets.apply(c, arg)
+    if c.rollout.samples > 1:
+        # The published mini-batches hold 256 trajectories: 512 questions x 5 samples make 10 updates a rollout. Ours keep
+        # a question's samples together, so the number must divide the questions.
+        c.learner.updates_per_rollout = 8
+    return c
