@@ -38,7 +38,9 @@ def get_config():
     texts.passage = protocol.PASSAGE  # with {i}, {title}, {text}
 
     c.retriever = retriever = ml_collections.ConfigDict()
-    retriever.url = ""  # http://…: a server that speaks the Search-R1 protocol; empty: an index in this process
+    retriever.url = (
+        ""  # http://…: a server that speaks the Search-R1 protocol; empty: an index in this process
+    )
     retriever.index = "auto"  # "scann", "exact", or "auto": ScaNN where it has a wheel, else exact
     retriever.dimensions = 256  # of the hashed n-gram vectors
     retriever.threads = 2  # worker threads that wait for searches

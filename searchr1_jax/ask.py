@@ -20,7 +20,9 @@ from searchr1_jax.text import tokenizer
 
 _CONFIG, _WORKDIR = setup.define_flags()
 _QUESTION = flags.DEFINE_string("question", None, "what to ask; default: lines from the terminal")
-_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Hugging Face directory; default: the newest checkpoint of the workdir"
+)
 _STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
 _RETRIEVER = flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
 _DECODING = flags.DEFINE_enum("decoding", "greedy", ["greedy", "sampled"], "how tokens are chosen")
@@ -30,7 +32,9 @@ _STYLES = {"prompt": "dim", "policy": "bold green", "environment": "cyan"}
 
 def coloured(trajectory: types.Trajectory, tokens: tokenizer.Tokenizer) -> rich_text.Text:
     """The episode's text, each stretch in the colour of its author."""
-    out = rich_text.Text(tokens.decode(trajectory.tokens[: trajectory.prompt_tokens]), style=_STYLES["prompt"])
+    out = rich_text.Text(
+        tokens.decode(trajectory.tokens[: trajectory.prompt_tokens]), style=_STYLES["prompt"]
+    )
     rest = range(trajectory.prompt_tokens, len(trajectory.tokens))
     for sampled, stretch in itertools.groupby(rest, key=lambda t: bool(trajectory.sampled[t])):
         text = tokens.decode(trajectory.tokens[list(stretch)])
@@ -60,7 +64,9 @@ def main(argv):
             tasks = setup.tasks(config, [example], tokens, samples=1)
             (trajectory,) = rollout.run(tasks, decoding, seed=config.seed, step=0)
             console.print(coloured(trajectory, tokens))
-            console.print(f"[{trajectory.stop_reason}]  answer: {trajectory.answer}\n", style="dim", markup=False)
+            console.print(
+                f"[{trajectory.stop_reason}]  answer: {trajectory.answer}\n", style="dim", markup=False
+            )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ class Checkpoints:
 
     def restore(self, step: int, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The trees named in `like`, in its shapes, dtypes and shardings, and the extra JSON."""
-        wanted = {name: jax.tree.map(_abstract, _flat(tree)) for name, tree in like.items() if tree is not None}
+        wanted = {
+            name: jax.tree.map(_abstract, _flat(tree)) for name, tree in like.items() if tree is not None
+        }
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         restored = self._manager.restore(
             step, args=ocp.args.Composite(**items, **{_EXTRA: ocp.args.JsonRestore()})

@@ -48,7 +48,9 @@ def summarise(workdir: pathlib.Path, before: str, after: str) -> dict[str, Any]:
 
 
 def figures(summary: dict[str, Any], before: str, after: str) -> rich_table.Table:
-    table = rich_table.Table(box=box.SIMPLE_HEAD, title="held-out questions about things never seen in training")
+    table = rich_table.Table(
+        box=box.SIMPLE_HEAD, title="held-out questions about things never seen in training"
+    )
     for name in ("decoding", "figure", before, after):
         table.add_column(name, justify="left" if name in ("decoding", "figure") else "right")
     for decoding in _DECODINGS:
@@ -57,7 +59,9 @@ def figures(summary: dict[str, Any], before: str, after: str) -> rich_table.Tabl
         for hops in new["em_by_hops"]:
             pair = (f"{results['em_by_hops'][hops]:.3f}" for results in (old, new))
             table.add_row("", f"exact match, {hops}-hop", *pair)
-        table.add_row("", "searches a question", f"{old['searches']:.2f}", f"{new['searches']:.2f}", end_section=True)
+        table.add_row(
+            "", "searches a question", f"{old['searches']:.2f}", f"{new['searches']:.2f}", end_section=True
+        )
     return table
 
 
@@ -95,7 +99,9 @@ def main(argv):
     console = rich_console.Console()
     console.print(figures(summary, before, after))
     console.print(side_by_side(workdir, before, after))
-    console.print(f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.2f} GB at most  ->  {path}", markup=False)
+    console.print(
+        f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.2f} GB at most  ->  {path}", markup=False
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from searchr1_jax import setup
 from searchr1_jax.text import rewards
 
 _CONFIG, _WORKDIR = setup.define_flags()
-_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Hugging Face directory; default: the newest checkpoint of the workdir"
+)
 _STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
 _RETRIEVER = flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "which questions")
@@ -32,9 +34,14 @@ def main(argv):
     decodings = {name: setup.decoding(config, name) for name in _DECODING.value}
     if _RETRIEVER.value:
         config.retriever.url = _RETRIEVER.value
-    with setup.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir, metrics.verb(workdir, "evaluate"):
+    with (
+        setup.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir,
+        metrics.verb(workdir, "evaluate"),
+    ):
         model, tokens, params, origin = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
-        examples = [example for source in setup.questions(config, _SPLIT.value, workdir) for example in source]
+        examples = [
+            example for source in setup.questions(config, _SPLIT.value, workdir) for example in source
+        ]
         tasks = setup.tasks(config, examples[: _QUESTIONS.value or None], tokens, samples=1)
         environment = setup.search_environment(config, setup.retriever(config, workdir))
         engine, rollout = setup.rollout(config, model, tokens, environment)

@@ -38,7 +38,12 @@ class Results:
 
     def scalars(self) -> dict[str, float]:
         """What metrics.jsonl takes."""
-        return {"em": self.em, "f1": self.f1, "searches": self.searches, "response_tokens": self.response_tokens}
+        return {
+            "em": self.em,
+            "f1": self.f1,
+            "searches": self.searches,
+            "response_tokens": self.response_tokens,
+        }
 
 
 def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding: str) -> Results:
@@ -81,7 +86,9 @@ def evaluate(
     """
     running = rollout.run(list(tasks), decoding, seed=seed, step=0)
     total = sum(task.samples for task in tasks)
-    trajectories = sorted(metrics.progress(running, total=total, what=f"{split}, {name}"), key=lambda t: t.key)
+    trajectories = sorted(
+        metrics.progress(running, total=total, what=f"{split}, {name}"), key=lambda t: t.key
+    )
     return summarise(trajectories, split=split, decoding=name), trajectories
 
 
@@ -96,7 +103,8 @@ def trajectory_row(trajectory: types.Trajectory, reward: float) -> dict[str, Any
         "reward": reward,
         "stop_reason": trajectory.stop_reason,
         "turns": [
-            {"text": t.text, "event": t.event, "content": t.content, "reply": t.reply} for t in trajectory.turns
+            {"text": t.text, "event": t.event, "content": t.content, "reply": t.reply}
+            for t in trajectory.turns
         ],
         "tokens": trajectory.tokens.tolist(),
         "sampled": trajectory.sampled.astype(int).tolist(),

@@ -31,7 +31,8 @@ def say(text: str) -> None:
 def progress(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
     """Hands the items on and shows on a terminal how many have come and how long the rest may take."""
     columns = (*rich_progress.Progress.get_default_columns(), rich_progress.MofNCompleteColumn())
-    with rich_progress.Progress(*columns, console=_CONSOLE, transient=True) as bar:
+    shown = _CONSOLE.is_terminal
+    with rich_progress.Progress(*columns, console=_CONSOLE, transient=True, disable=not shown) as bar:
         yield from bar.track(items, total=total, description=what)
 
 

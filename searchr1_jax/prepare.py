@@ -39,7 +39,12 @@ def main(argv):
         replies = [texts.render_docs([corpus[i]]) for i in range(len(corpus))]
         output = workdir / config.sft.model
         tokens = tokenizer.train(
-            [*asked, *replies, texts.correction, *(f"<search> {corpus[i].title} </search>" for i in range(len(corpus)))],
+            [
+                *asked,
+                *replies,
+                texts.correction,
+                *(f"<search> {corpus[i].title} </search>" for i in range(len(corpus))),
+            ],
             vocab_size=c.vocab_size,
             added_tokens=list(protocol.TAGS),
             directory=workdir / "tokenizer",

@@ -15,7 +15,9 @@ def learning_curve(workdir: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     rows = metrics.read(workdir)
-    evaluations = sorted({key for row in rows for key in row if key.startswith("eval/") and key.endswith("/em")})
+    evaluations = sorted(
+        {key for row in rows for key in row if key.startswith("eval/") and key.endswith("/em")}
+    )
     panels = {
         "exact match": {"training, sampled": "reward"}
         | {f"held out, {key.split('/')[1]}": key for key in evaluations},

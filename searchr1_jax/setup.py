@@ -47,7 +47,9 @@ Config = ml_collections.ConfigDict
 
 def define_flags() -> tuple[Any, Any]:
     """--config and --workdir, both required; the config is locked, so a misspelt key fails by name."""
-    config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:key=value,…]", lock_config=True)
+    config = config_flags.DEFINE_config_file(
+        "config", None, "configs/NAME.py[:key=value,…]", lock_config=True
+    )
     workdir = flags.DEFINE_string("workdir", None, "directory of the run; what is missing is made")
     flags.mark_flags_as_required(["config", "workdir"])
     return config, workdir
@@ -63,9 +65,12 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def parsed(argv):
         try:
-            return app.parse_flags_with_usage(argv)
-        except AttributeError as error:  # a key that the locked config does not have; the cause holds its text as it was
-            sys.exit("error: unknown config key: " + " ".join(str(getattr(error.args[0], "args", [error])[0]).split()))
+            return flags.FLAGS(argv)
+        except flags.Error as error:  # where a config file raised, the last line of a whole traceback
+            sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
+        except (AttributeError, KeyError) as error:  # a key that the locked config lacks
+            cause = error.args[0].args[0] if isinstance(error, AttributeError) else error.args[0]
+            sys.exit("error: the config has no key " + " ".join(cause.split()))
 
     def told(argv):
         try:
@@ -77,6 +82,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         except KeyboardInterrupt:
             sys.exit(130)
 
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # so that a verb's --help shows them too
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(told, flags_parser=parsed)
 
 
@@ -89,8 +96,12 @@ def session(config: Config, workdir: str | os.PathLike, *, create: bool = True) 
     """
     preflight.check(config)
     if not create and not os.path.isdir(workdir):
-        raise ValueError(f"--workdir {workdir} does not exist; name the directory of a run, or train one first")
-    logging.set_verbosity(logging.WARNING)  # libraries tell of every file they touch; we have a voice of our own
+        raise ValueError(
+            f"--workdir {workdir} does not exist; name the directory of a run, or train one first"
+        )
+    logging.set_verbosity(
+        logging.WARNING
+    )  # libraries tell of every file they touch; we have a voice of our own
     directory = pathlib.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
     if config.log.compilation_cache:
@@ -128,7 +139,9 @@ def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Ques
     found = [find(name, workdir, f"data.{split}") for name in names]
     stems = [path.stem for path in found]
     unique = [stem if stems.count(stem) == 1 else f"{stem}{i}" for i, stem in enumerate(stems)]
-    return [qa.load(path, name=name, cache_dir=workdir / "data") for path, name in zip(found, unique, strict=True)]
+    return [
+        qa.load(path, name=name, cache_dir=workdir / "data") for path, name in zip(found, unique, strict=True)
+    ]
 
 
 def dtype(name: str) -> jnp.dtype:
@@ -143,7 +156,9 @@ def retriever(config: Config, workdir: pathlib.Path) -> retrieval.Retriever:
     """The server that the config names, after a first search, or an index in this process."""
     c = config.retriever
     if c.url:
-        client = remote.RemoteRetriever(c.url, timeout_s=c.timeout_s, attempts=c.attempts, backoff_s=c.backoff_s)
+        client = remote.RemoteRetriever(
+            c.url, timeout_s=c.timeout_s, attempts=c.attempts, backoff_s=c.backoff_s
+        )
         client.check()
         return client
     corpus, index = find(config.data.corpus, workdir, "data.corpus"), c.index
@@ -217,7 +232,11 @@ def policy(
       ValueError: where there is no such checkpoint.
     """
     path = pathlib.Path(model) if model else find(config.model.path, workdir, "model.path")
-    shape, tokens, weights = hf.read_config(path), tokenizer.Tokenizer.load(path), dtype(config.model.param_dtype)
+    shape, tokens, weights = (
+        hf.read_config(path),
+        tokenizer.Tokenizer.load(path),
+        dtype(config.model.param_dtype),
+    )
     if model:
         return shape, tokens, hf.load(path, dtype=weights), str(path)
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -250,7 +269,7 @@ def save_model(
 
 
 def decoding(config: Config, name: str) -> engine.Decoding:
-    """"greedy", or "sampled" as the rollout samples."""
+    """ "greedy", or "sampled" as the rollout samples."""
     if name == "greedy":
         return engine.Decoding(temperature=0.0)
     if name == "sampled":
@@ -300,25 +319,29 @@ def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
 _FREE = ("log.", "evaluation.", "checkpoint.", "retriever.", "data.test", "data.validation", "learner.steps")
 
 
-def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Writes config.json, the resolved config of the run that lives here.
+def check_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Compares the config with that of the run that lives here, if one does.
 
     Raises:
       ValueError: naming the keys in which an earlier run in this workdir differs.
     """
     path = workdir / "config.json"
-    mine = json.loads(config.to_json_best_effort())
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        before, now = flatten(theirs), flatten(mine)
-        keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        changed = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in keys if not k.startswith(_FREE)]
-        if changed:
-            raise ValueError(
-                f"{workdir} holds a run with another config ({'; '.join(changed)}); go on with that config or choose"
-                " another --workdir"
-            )
-    path.write_text(json.dumps(mine, indent=2) + "\n")
+    if not path.exists():
+        return
+    before, now = flatten(json.loads(path.read_text())), flatten(json.loads(config.to_json_best_effort()))
+    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    changed = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in keys if not k.startswith(_FREE)]
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run with another config ({'; '.join(changed)}); go on with that config or choose"
+            " another --workdir"
+        )
+
+
+def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Writes config.json, the resolved config of the run that lives here from now on."""
+    path = workdir / "config.json"
+    path.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

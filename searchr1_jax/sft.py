@@ -54,7 +54,9 @@ def rows_from_files(config, workdir, step: int):
     """The rows of the config's files in an order shuffled anew each epoch, from a step on, and the steps."""
     paths = [setup.find(name, workdir, "data.demonstrations") for name in config.data.demonstrations]
     rows = [row for path in paths for row in demonstrations.read(path)]
-    epochs = (np.random.default_rng((config.sft.seed, epoch)).permutation(len(rows)) for epoch in itertools.count())
+    epochs = (
+        np.random.default_rng((config.sft.seed, epoch)).permutation(len(rows)) for epoch in itertools.count()
+    )
     order = itertools.chain.from_iterable(epochs)
     return (rows[i] for i in itertools.islice(order, step * config.sft.batch, None)), config.sft.steps
 
@@ -65,7 +67,11 @@ def main(argv):
     c = config.sft
     with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "sft"):
         start_from = setup.find(c.model, workdir, "sft.model")
-        model, tokens, texts = hf.read_config(start_from), tokenizer.Tokenizer.load(start_from), setup.texts(config)
+        model, tokens, texts = (
+            hf.read_config(start_from),
+            tokenizer.Tokenizer.load(start_from),
+            setup.texts(config),
+        )
         total = c.steps if config.data.demonstrations else c.drill_steps + c.mixture_steps
         learner = supervised.SupervisedLearner(
             model,
@@ -80,7 +86,11 @@ def main(argv):
         if step:
             state = supervised.SupervisedState(**checkpoints.restore(step, state._asdict())[0])
             metrics.say(f"resuming at step {step} of {total}")
-        source = rows_from_files(config, workdir, step) if config.data.demonstrations else rows_from_world(config, step)
+        source = (
+            rows_from_files(config, workdir, step)
+            if config.data.demonstrations
+            else rows_from_world(config, step)
+        )
         rows = source[0]
         limits = dict(
             max_information_tokens=config.rollout.max_information_tokens,
@@ -90,7 +100,8 @@ def main(argv):
         began = time.time()
         while step < total:
             pairs = [
-                demonstrations.to_trajectory(row, tokens, texts, **limits) for row in itertools.islice(rows, c.batch)
+                demonstrations.to_trajectory(row, tokens, texts, **limits)
+                for row in itertools.islice(rows, c.batch)
             ]
             batch = packing.pack(
                 [trajectory for trajectory, _ in pairs],
@@ -105,10 +116,14 @@ def main(argv):
             if step % _SAY_EVERY == 0 or step == total:
                 values = jax.device_get(statistics)
                 if not np.isfinite(values["loss"]):
-                    raise FloatingPointError(f"the loss is {values['loss']} at step {step}; lower sft.optimizer.learning_rate")
+                    raise FloatingPointError(
+                        f"the loss is {values['loss']} at step {step}; lower sft.optimizer.learning_rate"
+                    )
                 per_step = (time.time() - began) / (_SAY_EVERY if step % _SAY_EVERY == 0 else 1)
                 began = time.time()
-                metrics.say(f"sft step {step}/{total}  loss {values['loss']:.4f}  {per_step * 1e3:.0f} ms/step")
+                metrics.say(
+                    f"sft step {step}/{total}  loss {values['loss']:.4f}  {per_step * 1e3:.0f} ms/step"
+                )
             if step % _CHECKPOINT_EVERY == 0 or step == total:
                 checkpoints.save(step, state._asdict(), {})
         checkpoints.close()

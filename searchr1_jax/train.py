@@ -39,7 +39,7 @@ def main(argv):
     del argv
     config = _CONFIG.value
     with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "train"):
-        setup.claim_workdir(config, workdir)
+        setup.check_workdir(config, workdir)
         train(config, workdir)
 
 
@@ -73,6 +73,7 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
         state = update.TrainState(**trees)
         stream.restore(extra["stream"])
         metrics.say(f"resuming after step {step} of {config.learner.steps}")
+    setup.claim_workdir(config, workdir)  # only now: what could not start has claimed nothing
     writer = metrics.Writer(workdir, step=step)
     stop = _StopSignal()
 
@@ -92,7 +93,8 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
         values = evaluate()
         writer.write(0, values)
         metrics.say(f"step 0/{config.learner.steps}  " + _line(values))
-    while step < config.learner.steps and not stop.requested:
+    stopping = stop.requested
+    while step < config.learner.steps and not stopping:
         began = time.time()
         examples = next(stream)
         engine.load(state.policy)
@@ -116,12 +118,13 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
             values |= evaluate()
         writer.write(step, values)
         metrics.say(f"step {step}/{config.learner.steps}  " + _line(values))
-        if step % config.checkpoint.every == 0 or last or stop.requested:
+        stopping = stop.requested  # read once: no stop without a checkpoint
+        if step % config.checkpoint.every == 0 or last or stopping:
             checkpoints.save(step, state._asdict(), {"stream": stream.state()})
     checkpoints.close()
     writer.close()
     report.learning_curve(workdir)
-    if stop.requested and step < config.learner.steps:
+    if step < config.learner.steps:
         metrics.say(f"stopped after step {step}; start again with the same command to go on")
 
 
@@ -176,7 +179,9 @@ def learn(config, learner: update.Learner, state, reference, trajectories, score
     for name in ("policy/loss", "value/loss", "policy/gradient_norm", "value/gradient_norm"):
         if not np.isfinite(merged.get(name, 0.0)):
             ids = ", ".join(sorted({t.example.id for t in trajectories})[:10])
-            raise FloatingPointError(f"{name} is {merged[name]} at step {step + 1}; its questions begin with {ids}")
+            raise FloatingPointError(
+                f"{name} is {merged[name]} at step {step + 1}; its questions begin with {ids}"
+            )
     return state, merged
 
 
@@ -201,7 +206,11 @@ def _line(values: dict[str, float]) -> str:
     """The figures to watch, for the console."""
     shown = {"reward": "reward", "searches": "searches", "kl_to_reference": "kl", "policy/entropy": "entropy"}
     parts = [f"{label} {values[key]:.3f}" for key, label in shown.items() if key in values]
-    parts += [f"{key} {value:.3f}" for key, value in values.items() if key.startswith("eval/") and key.endswith("/em")]
+    parts += [
+        f"{key} {value:.3f}"
+        for key, value in values.items()
+        if key.startswith("eval/") and key.endswith("/em")
+    ]
     if "seconds/rollout" in values:
         parts.append(f"{values['seconds/rollout'] + values['seconds/learning']:.1f} s")
     return "  ".join(parts)

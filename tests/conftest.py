@@ -9,6 +9,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from searchr1_jax import parallel  # noqa: E402
+from searchr1_jax.text import protocol  # noqa: E402
+from searchr1_jax.text import tokenizer  # noqa: E402
 
 
 @pytest.fixture
@@ -16,3 +18,32 @@ def laptop():
     """The 1x1x1 mesh, in use."""
     with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])) as mesh:
         yield mesh
+
+
+# Three ways to cut text into tokens, made once for all tests.
+
+TEXTS = (
+    "Emma is a novel by Jane Austen.",
+    "<think>I know it.</think>\n<search> Emma </search>\n<answer> Jane Austen </answer>\n",
+)
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(tmp_path_factory):
+    """Every byte is a token, so that tokens can be counted by eye."""
+    directory = tmp_path_factory.mktemp("byte_tokenizer")
+    return tokenizer.train([], vocab_size=257, added_tokens=(), directory=directory)
+
+
+@pytest.fixture(scope="session")
+def split_tokenizer(tmp_path_factory):
+    """Tags are several tokens; `>` and a line break after it are one, a space and `</` too."""
+    directory = tmp_path_factory.mktemp("split_tokenizer")
+    return tokenizer.train(TEXTS * 10, vocab_size=300, added_tokens=(), directory=directory)
+
+
+@pytest.fixture(scope="session")
+def tagged_tokenizer(tmp_path_factory):
+    """Each tag is one token."""
+    directory = tmp_path_factory.mktemp("tagged_tokenizer")
+    return tokenizer.train(TEXTS * 10, vocab_size=300, added_tokens=protocol.TAGS, directory=directory)

@@ -108,7 +108,11 @@ def mixture(
             found = other.golden_answers[0] if other.hops == 1 else other.path[1]
             segments.append(_answer(found, shares.guess_weight))
         else:
-            segments = [_search(q.path[0]), _passages(world, q.path[0]), _answer(q.path[1], shares.guess_weight)]
+            segments = [
+                _search(q.path[0]),
+                _passages(world, q.path[0]),
+                _answer(q.path[1], shares.guess_weight),
+            ]
         yield _row(q, kind, segments)
 
 
@@ -164,7 +168,9 @@ def to_trajectory(
         sampled += [False] * len(fitted[0])
         weights += [0.0] * len(fitted[0])
     if len(tokens) > context:
-        raise ValueError(f"demonstration {row['id']!r} has {len(tokens)} tokens, more than the context of {context}")
+        raise ValueError(
+            f"demonstration {row['id']!r} has {len(tokens)} tokens, more than the context of {context}"
+        )
     answered = bool(turns) and turns[-1].event == text_protocol.ANSWER
     trajectory = types.Trajectory(
         example=types.QAExample(

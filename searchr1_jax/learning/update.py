@@ -105,7 +105,9 @@ class Learner:
 
     def init(self, policy: decoder.Params, value: decoder.Params | None) -> TrainState:
         """A state around these weights, with fresh optimizers; `value` is None without a value model."""
-        start = lambda config, params: None if params is None else jax.jit(config.transformation().init)(params)
+        start = lambda config, params: (
+            None if params is None else jax.jit(config.transformation().init)(params)
+        )
         c = self.config
         return TrainState(policy, start(c.policy_optimizer, policy), value, start(c.value_optimizer, value))
 
@@ -173,7 +175,10 @@ class Learner:
             returns = jnp.where(mask, advantage + value, 0.0)
             residual = mean(jnp.square(returns - value))
             spread = mean(jnp.square(returns - mean(returns)))
-            extra = {"value/explained_variance": 1 - residual / jnp.maximum(spread, 1e-8), "value/mean": mean(value)}
+            extra = {
+                "value/explained_variance": 1 - residual / jnp.maximum(spread, 1e-8),
+                "value/mean": mean(value),
+            }
             if c.whiten:
                 advantage = advantages.whiten(advantage, mask)
         else:
@@ -223,6 +228,8 @@ class Learner:
         if c.has_value_model:
             gradient, value_statistics = optimizer.accumulate(value_loss, state.value, batch, scores, targets)
             statistics |= value_statistics | {"value/gradient_norm": optax.global_norm(gradient)}
-            value, value_optimizer = c.value_optimizer.apply(gradient, state.value_optimizer, state.value, step)
+            value, value_optimizer = c.value_optimizer.apply(
+                gradient, state.value_optimizer, state.value, step
+            )
             state = state._replace(value=value, value_optimizer=value_optimizer)
         return state, statistics

@@ -68,9 +68,9 @@ def from_hf(config: dict[str, Any]) -> ModelConfig:
         "sliding window": config.get("sliding_window") if config.get("use_sliding_window") else None,
         "hidden_act": config["hidden_act"] if config.get("hidden_act", "silu") != "silu" else None,
     }
-    for name, value in refused.items():
-        if value is not None:
-            raise ValueError(f"{name} {value!r} is not implemented; use a checkpoint without it")
+    faults = [f"{name} {value!r}" for name, value in refused.items() if value is not None]
+    if faults:
+        raise ValueError(f"not implemented: {', '.join(faults)}; use a checkpoint without")
     heads = config["num_attention_heads"]
     return ModelConfig(
         family=family,

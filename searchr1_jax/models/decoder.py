@@ -179,7 +179,9 @@ class Policy(Weights):
         before_BTD = self.decoder.packed(token_BT, position_BT, segment_BT, dtype=dtype, remat=remat)
         batch, time, width = before_BTD.shape
         if time % vocab_chunk:
-            raise ValueError(f"rows of {time} tokens are not whole chunks of {vocab_chunk}; set learner.vocab_chunk")
+            raise ValueError(
+                f"rows of {time} tokens are not whole chunks of {vocab_chunk}; set learner.vocab_chunk"
+            )
         head_VD = self.output_embedding(dtype)
         chunked = (batch, time // vocab_chunk, vocab_chunk)
 
@@ -189,7 +191,9 @@ class Policy(Weights):
             logits = logits / temperature
             normaliser = jax.nn.logsumexp(logits, axis=-1)
             # A mask instead of a gather: each shard of the vocabulary looks at its own part.
-            chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=jax.typeof(logits).sharding.spec)
+            chosen = jax.lax.broadcasted_iota(
+                jnp.int32, logits.shape, 2, out_sharding=jax.typeof(logits).sharding.spec
+            )
             chosen = jnp.sum(jnp.where(chosen == token_BC[..., None], logits, 0.0), axis=-1)
             expected = jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
             return chosen - normaliser, normaliser - expected

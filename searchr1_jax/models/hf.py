@@ -85,7 +85,9 @@ def read_config(directory: str | pathlib.Path) -> model_config.ModelConfig:
     """
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{directory} is no Hugging Face model directory: it has no config.json; set model.path")
+        raise ValueError(
+            f"{directory} is no Hugging Face model directory: it has no config.json; set model.path"
+        )
     return model_config.from_hf(json.loads(path.read_text()))
 
 
@@ -93,13 +95,17 @@ def _open_all(directory: pathlib.Path) -> dict[str, Any]:
     """Every tensor name of the directory and the open safetensors file that holds it."""
     files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"{directory} holds no *.safetensors; set model.path to a Hugging Face model directory")
+        raise ValueError(
+            f"{directory} holds no *.safetensors; set model.path to a Hugging Face model directory"
+        )
     where = {}
     for file in files:
         try:
             opened = safetensors.safe_open(file, framework="numpy")
         except Exception as error:
-            raise ValueError(f"{file} is truncated or no safetensors file: {error}; fetch or export it again") from error
+            raise ValueError(
+                f"{file} is truncated or no safetensors file: {error}; fetch or export it again"
+            ) from error
         where |= {name: opened for name in opened.keys()}
     return where
 
@@ -148,7 +154,9 @@ def _check_tensors(directory, config, abstract, where) -> None:
     faults += [f"unexpected {name}" for name in sorted(surplus)]
     for name, shape in expected.items():
         if name in where and list(where[name].get_slice(name).get_shape()) != shape:
-            faults.append(f"{name} has shape {where[name].get_slice(name).get_shape()}, config.json says {shape}")
+            faults.append(
+                f"{name} has shape {where[name].get_slice(name).get_shape()}, config.json says {shape}"
+            )
     if faults:
         raise ValueError(f"{directory} does not hold the model of its config.json: " + "; ".join(faults))
 

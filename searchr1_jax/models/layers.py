@@ -14,7 +14,9 @@ import jax.numpy as jnp
 
 from searchr1_jax import parallel
 
-MASKED = -1e30  # added to logits of keys that may not be seen; finite, so that a row without keys stays finite
+MASKED = (
+    -1e30
+)  # added to logits of keys that may not be seen; finite, so that a row without keys stays finite
 
 
 def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
@@ -59,7 +61,7 @@ def split_kv_heads(kv: jax.Array, head_axis: int) -> jax.Array:
 def packed_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT) -> jax.Array:
     """Causal attention within the segments of packed rows; segment 0 is empty space. [B, T, N, H]
 
-        segment  1 1 2 2 0        token 3 (the second 2) sees  0 0 1 1 0
+    segment  1 1 2 2 0        token 3 (the second 2) sees  0 0 1 1 0
     """
     heads = parallel.spec("batch", None, "heads", None)
     rows = parallel.spec("batch", None)

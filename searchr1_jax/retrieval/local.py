@@ -1,6 +1,6 @@
 """Search in this process: a corpus, an encoder and an index behind the Retriever protocol.
 
-    queries ─ encoder ─▶ vectors ─ index ─▶ rows and scores ─ corpus ─▶ passages
+queries ─ encoder ─▶ vectors ─ index ─▶ rows and scores ─ corpus ─▶ passages
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ class Row:
     tokens: list[int]  # at most the chunk; the last chunk of an append leaves out the sequence's last token
     start: int
     pending: int | None = None  # with the last chunk: the sequence's last token; the slots then run
-    identities: tuple[tuple[int, int, int, int], ...] = ()  # (seed, step, question, sample) where episodes begin
+    identities: tuple[
+        tuple[int, int, int, int], ...
+    ] = ()  # (seed, step, question, sample) where episodes begin
 
 
 class Engine:
@@ -161,7 +163,9 @@ class Engine:
                 pending[i] = row.pending
             if row.identities:
                 identity[i, : len(row.slots)], begin[i, : len(row.slots)] = row.identities, 1
-        args = parallel.to_mesh((tokens, start, count, pending, row_slots, begin, identity), "batch", None, None)
+        args = parallel.to_mesh(
+            (tokens, start, count, pending, row_slots, begin, identity), "batch", None, None
+        )
         self._state = self._extend(self._state, self._params, *args)
 
     def decode(self, decoding: Decoding, *, leave_at: int) -> jax.Array:
@@ -200,7 +204,9 @@ class Engine:
             in_specs=(slots,) * 5 + (rows,) + (slots,) * 3 + (rows, rows, parallel.spec("batch", None, None)),
             out_specs=(slots,) * 5 + (rows,),
         )
-        def place(length, pending, status, automaton, turn, key, start, count, last, row_slots, begin, identity):
+        def place(
+            length, pending, status, automaton, turn, key, start, count, last, row_slots, begin, identity
+        ):
             set_ = lambda array, value: array.at[row_slots].set(value, mode="drop")
             ready = jnp.where(last[:, None] >= 0, row_slots, self.slots_per_shard)
             run = lambda array, value: array.at[ready].set(value, mode="drop")
@@ -214,7 +220,9 @@ class Engine:
                 key.at[begun].set(jax.vmap(jax.vmap(episode_key))(identity), mode="drop"),
             )
 
-        return State(cache, *place(*state[1:], start_R, count_R, pending_R, row_slots_RG, begin_RG, identity_RG4))
+        return State(
+            cache, *place(*state[1:], start_R, count_R, pending_R, row_slots_RG, begin_RG, identity_RG4)
+        )
 
     def _decode_program(self, state, params, table, is_eos, temperature, top_k, top_p, leave_at):
         policy = decoder.bind(self._graph, params)

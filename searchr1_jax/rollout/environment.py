@@ -63,7 +63,9 @@ class SearchEnvironment:
             results = self.retriever.search(requests, self.passages_per_search)
         except base.RetrievalError:
             raise
-        except Exception as error:  # any engine may stand behind the protocol; its failure is named, never swallowed
+        except (
+            Exception
+        ) as error:  # any engine may stand behind the protocol; its failure is named, never swallowed
             raise base.RetrievalError(query=requests[0], cause=repr(error), attempts=1) from error
         if len(results) != len(requests):
             cause = f"{len(results)} results for {len(requests)} queries"

@@ -45,7 +45,12 @@ class Task:
 
 
 def make_tasks(
-    examples: Iterable[types.QAExample], tokenizer: tokenizer_lib.Tokenizer, protocol, *, samples: int, room: int
+    examples: Iterable[types.QAExample],
+    tokenizer: tokenizer_lib.Tokenizer,
+    protocol,
+    *,
+    samples: int,
+    room: int,
 ) -> list[Task]:
     """Tokenised prompts.
 
@@ -249,7 +254,9 @@ class _Run:
 
     def collect(self, *, wait: bool) -> None:
         """Takes in the replies that have come, or waits for the next one."""
-        done, _ = futures.wait(self.fetching, timeout=None if wait else 0, return_when=futures.FIRST_COMPLETED)
+        done, _ = futures.wait(
+            self.fetching, timeout=None if wait else 0, return_when=futures.FIRST_COMPLETED
+        )
         for future in done:
             for (episode, _), reply in zip(self.fetching.pop(future), future.result(), strict=True):
                 self.reply(episode, reply)
