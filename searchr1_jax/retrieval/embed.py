@@ -10,15 +10,16 @@ the words of a query are names that the passage spells the same way.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import functools
 import re
-import zlib
-from collections.abc import Iterator
 from typing import Literal
+import zlib
 
 import numpy as np
 
-from searchr1_jax.retrieval import base, corpus as corpora
+from searchr1_jax.retrieval import base
+from searchr1_jax.retrieval import corpus as corpora
 
 SLOTS = 1 << 18  # places in which n-grams are counted for their idf
 CACHED_WORDS = 1 << 17  # a few hundred bytes each

@@ -9,7 +9,11 @@ import dataclasses
 import os
 
 from searchr1_jax import types
-from searchr1_jax.retrieval import base, corpus as corpora, embed, exact_index, scann_index
+from searchr1_jax.retrieval import base
+from searchr1_jax.retrieval import corpus as corpora
+from searchr1_jax.retrieval import embed
+from searchr1_jax.retrieval import exact_index
+from searchr1_jax.retrieval import scann_index
 
 INDEX_KINDS = {"scann": scann_index.ScannIndex, "exact": exact_index.ExactIndex}
 

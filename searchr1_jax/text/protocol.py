@@ -9,9 +9,9 @@ The templates are fields of `Protocol`; its defaults are the texts of Search-R1 
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 import dataclasses
 import re
-from collections.abc import Sequence, Set
 
 from searchr1_jax import types
 

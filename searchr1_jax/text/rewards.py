@@ -10,10 +10,10 @@ A reward is any function `types.Trajectory -> float`. The config names it: a key
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable, Sequence
 import importlib
 import re
 import string
-from collections.abc import Callable, Sequence
 
 from searchr1_jax import types
 

@@ -18,8 +18,8 @@ table: a tag is found however the tokenizer cuts it, wherever in a token it ends
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 
 import numpy as np
 

@@ -9,12 +9,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 import copy
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 EOS = "<|endoftext|>"  # of the tokenizers that `train` makes
