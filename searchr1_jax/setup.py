@@ -291,7 +291,17 @@ def optimizer_config(c: Config, total_steps: int) -> optimizer.OptimizerConfig:
 
 
 def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
-    a, steps = config.algorithm, config.learner.steps
+    """The jitted programs of learning.
+
+    Raises:
+      ValueError: where the rows of a micro-batch do not divide over the mesh.
+    """
+    a, steps, rows = config.algorithm, config.learner.steps, config.learner.micro_batch_rows
+    if rows % (shards := parallel.axis_size("batch")):
+        raise ValueError(
+            f"learner.micro_batch_rows of {rows} does not divide over {shards} shards (mesh.data x mesh.fsdp); use a"
+            " multiple of it"
+        )
     return update.Learner(
         model,
         update.UpdateConfig(
