@@ -30,7 +30,7 @@ def get_config(arg=""):
 
     c.algorithm.entropy_coefficient = 0.0
 
-    c.learner.steps = 60
+    c.learner.steps = 80
     c.learner.row_tokens = 192
     c.learner.micro_batch_rows = 16
     c.learner.vocab_chunk = 192
@@ -38,6 +38,7 @@ def get_config(arg=""):
 
     c.policy.learning_rate = 5e-4
     c.policy.warmup_steps = 1
+    c.policy.final_share = 0.1  # sampling noise goes with it
     c.policy.weight_decay = 0.0
     c.value.learning_rate = 1e-3
     c.value.warmup_steps = 1
