@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import itertools
 import json
 import pathlib
 import random
@@ -103,6 +104,8 @@ def mixture(
         elif kind == "guess":
             segments = [_answer(other.golden_answers[0], shares.guess_weight)]
         elif kind == "wrong_entity":
+            if other is q:
+                other = rng.choice([another for another in by_relation[q.relation] if another is not q])
             wrong = dict(_search(other.path[0]), content_weight=0.0)
             segments = [wrong, _passages(world, other.path[0])]
             found = other.golden_answers[0] if other.hops == 1 else other.path[1]
@@ -116,7 +119,16 @@ def mixture(
         yield _row(q, kind, segments)
 
 
-_TURN = re.compile(r"(.*<(?:search|answer)>)(.*)(</(?:search|answer)>.*)", re.DOTALL)
+_CONTENT = re.compile(r".*<(?:search|answer)>(.*)</(?:search|answer)>", re.DOTALL)
+
+
+def _turn_weights(text: str, pieces: Sequence[bytes], frame: float, content: float) -> list[float]:
+    """A weight for each of the tokens that make up a turn: `content` where one lies between the tags."""
+    match = _CONTENT.match(text)
+    begin, end = (len(text[:i].encode()) for i in match.span(1)) if match else (0, 0)
+    ends = list(itertools.accumulate(map(len, pieces)))
+    starts = [0, *ends[:-1]]
+    return [content if begin <= a and b <= end else frame for a, b in zip(starts, ends, strict=True)]
 
 
 def to_trajectory(
@@ -131,34 +143,30 @@ def to_trajectory(
     """A demonstration as the trajectory that the rollout loop would have made of it, and its loss weights.
 
     Args:
-      content_weight: of the tokens between a turn's tags, times the segment's own.
+      content_weight: of the tokens that lie between a turn's tags, times the segment's own.
     Returns: the trajectory and float32[T], 0 on everything that is not the policy's.
     Raises:
-      ValueError: naming the row, where a segment is of no known kind or the episode exceeds the context.
+      ValueError: naming the row, where the episode exceeds the context.
     """
+    pieces = tokenizer.token_bytes()
     prompt = tokenizer.encode_prompt(protocol.render_prompt(row["question"]))
     tokens, sampled, weights = list(prompt), [False] * len(prompt), [0.0] * len(prompt)
     turns: list[types.Turn] = []
     for segment in row["segments"]:
         if "turn" in segment:
-            match = _TURN.fullmatch(segment["turn"])
-            parts = match.groups() if match else (segment["turn"],)
-            inner = segment["weight"] * segment.get("content_weight", 1.0) * content_weight
-            for text, weight in zip(parts, (segment["weight"], inner, segment["weight"]), strict=False):
-                ids = tokenizer.encode(text)
-                tokens += ids
-                sampled += [True] * len(ids)
-                weights += [weight] * len(ids)
+            ids, weight = tokenizer.encode(segment["turn"]), segment["weight"]
+            inner = weight * segment.get("content_weight", 1.0) * content_weight
+            tokens += ids
+            sampled += [True] * len(ids)
+            weights += _turn_weights(segment["turn"], [pieces[i] for i in ids], weight, inner)
             action = text_protocol.parse_action(segment["turn"])
             turns.append(types.Turn(text=segment["turn"], event=action.kind, content=action.content))
             continue
         if "passages" in segment:
             passages = [types.Passage(**passage) for passage in segment["passages"]]
             reply = transcript.information(protocol, passages)
-        elif segment.get("correction"):
-            reply = transcript.correction(protocol)
         else:
-            raise ValueError(f"demonstration {row['id']!r} has a segment {segment} of no known kind")
+            reply = transcript.correction(protocol)
         fitted = transcript.reply_tokens(
             reply, tokenizer, max_body=max_information_tokens, room=context - 1 - len(tokens)
         )
@@ -195,18 +203,30 @@ def read(path: str | pathlib.Path) -> list[dict]:
       ValueError: naming file and line of the first row that is not as described above.
     """
     rows = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-                missing = {"id", "question", "golden_answers", "segments"} - set(row)
-            except (json.JSONDecodeError, TypeError) as error:
+                missing = {"id", "question", "golden_answers", "segments"} - row.keys()
+                unknown = [segment for segment in row.get("segments", ()) if not _known(segment)]
+            except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}; write one JSON object a line") from error
             if missing:
                 raise ValueError(f"{path}, line {number}: lacks {sorted(missing)}")
+            if unknown:
+                raise ValueError(
+                    f"{path}, line {number}: the segment {unknown[0]} is neither a turn with its weight, nor passages"
+                    " with id, title and text, nor a correction"
+                )
             rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no demonstrations")
     return rows
+
+
+def _known(segment: dict) -> bool:
+    if "passages" in segment:
+        return all(passage.keys() == {"id", "title", "text"} for passage in segment["passages"])
+    return {"turn", "weight"} <= segment.keys() or segment.get("correction") is True

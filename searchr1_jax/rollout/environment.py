@@ -66,8 +66,8 @@ class SearchEnvironment:
         except (
             Exception
         ) as error:  # any engine may stand behind the protocol; its failure is named, never swallowed
-            raise base.RetrievalError(query=requests[0], cause=repr(error), attempts=1) from error
+            raise base.RetrievalError(requests[0], repr(error), attempts=1, batch=len(requests)) from error
         if len(results) != len(requests):
             cause = f"{len(results)} results for {len(requests)} queries"
-            raise base.RetrievalError(query=requests[0], cause=cause, attempts=1)
+            raise base.RetrievalError(requests[0], cause, attempts=1, batch=len(requests))
         return [transcript.information(self.protocol, found) for found in results]

@@ -48,7 +48,8 @@ class _Slot:
     left: list[int] = dataclasses.field(default_factory=list)  # of the turn's script, the next token last
     automaton: int = 0
     turn_tokens: int = 0
-    cuts: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # (chunk, tokens in it) of each append
+    # (chunk, tokens in it) of each append
+    cuts: list[tuple[int, int]] = dataclasses.field(default_factory=list)
 
 
 class Engine:
@@ -64,7 +65,10 @@ class Engine:
             for example, samples in scripts.items()
             for sample, turns in enumerate(samples)
         }
-        self._slots = [_Slot() for _ in range(shapes.slots)]
+        self.reset()
+
+    def reset(self) -> None:
+        self._slots = [_Slot() for _ in range(self.shapes.slots)]
         self._outputs: dict[int, engine_lib.Decoded] = {}
         self._calls = 0
         self.most_in_flight = 0
@@ -155,7 +159,9 @@ class Engine:
 class Library:
     """A retriever that knows what to find, remembers what it was asked, and may take its time."""
 
-    def __init__(self, find: Callable[[str], list[types.Passage]], *, longest_delay_s: float = 0.0, seed: int = 0):
+    def __init__(
+        self, find: Callable[[str], list[types.Passage]], *, longest_delay_s: float = 0.0, seed: int = 0
+    ):
         self._find, self._longest_delay_s, self._rng = find, longest_delay_s, random.Random(seed)
         self._lock = threading.Lock()
         self.queries: list[str] = []
@@ -171,12 +177,12 @@ class Library:
 def script(tokenizer: tokenizer_lib.Tokenizer, *turns: str) -> Script:
     """Texts of turns as tokens; `EOS_MARK` at an end is the end of sequence."""
     (eos,) = tokenizer.eos_ids
-    return [
-        tokenizer.encode(turn.removesuffix(EOS_MARK)) + [eos] * turn.endswith(EOS_MARK) for turn in turns
-    ]
+    return [tokenizer.encode(turn.removesuffix(EOS_MARK)) + [eos] * turn.endswith(EOS_MARK) for turn in turns]
 
 
-SHAPES = engine_lib.Shapes(slots=2, context=2048, decode_tokens=16, extend_rows=2, extend_chunks=(16, 64), group=2)
+SHAPES = engine_lib.Shapes(
+    slots=2, context=2048, decode_tokens=16, extend_rows=2, extend_chunks=(16, 64), group=2
+)
 
 
 def rollout(
@@ -206,7 +212,9 @@ def rollout(
     for example, samples in scripts.items():
         room = engine.shapes.context - 1
         tasks += episodes.make_tasks([example], tokenizer, protocol, samples=len(samples), room=room)
-    search = environment.SearchEnvironment(protocol=protocol, retriever=retriever, passages_per_search=passages)
+    search = environment.SearchEnvironment(
+        protocol=protocol, retriever=retriever, passages_per_search=passages
+    )
     limits = episodes.Limits(
         max_turns=max_turns, max_information_tokens=max_information_tokens, retrieval_threads=threads
     )
@@ -225,6 +233,16 @@ def play(*args, **settings) -> tuple[dict[tuple[str, int], types.Trajectory], En
         assert_booked(trajectory, engine)
     assert engine.most_in_flight <= 2
     return by_key, engine
+
+
+def play_one(
+    tokenizer: tokenizer_lib.Tokenizer, question: types.QAExample, turns, find, **settings
+) -> tuple[types.Trajectory, tuple[str, ...]]:
+    """Plays one episode of these turns, texts or token ids. Returns it and the queries that were asked."""
+    library = Library(find)
+    ids = [turn if isinstance(turn, list) else script(tokenizer, turn)[0] for turn in turns]
+    trajectories, _ = play(tokenizer, {question: [ids]}, library, **settings)
+    return trajectories[question.id, 0], tuple(library.queries)
 
 
 def identity(question_id: str, sample: int) -> tuple[int, int, int, int]:

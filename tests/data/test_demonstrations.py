@@ -1,0 +1,300 @@
+"""Demonstrations of the invented world, their tokens and weights, and files of one's own."""
+
+import collections
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from searchr1_jax import types
+from searchr1_jax.data import demonstrations
+from searchr1_jax.data import world as world_lib
+from searchr1_jax.text import protocol as text_protocol
+
+SHARES = demonstrations.Mixture(right=0.3, guess=0.4, wrong_entity=0.2, stopped_early=0.1, guess_weight=0.25)
+BARE = text_protocol.Protocol(
+    prompt="{question}", correction="Again!", information="<i>{docs}</i>", passage="{text}"
+)
+MIRA = {"id": "7", "title": '"Mira"', "text": "Mira is from Kelu."}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return world_lib.make_world(seed=1, persons=60, companies=60, test_share=0.2, validation_share=0.1)
+
+
+@pytest.fixture(scope="module")
+def questions(world):
+    return world_lib.questions(world, "train")
+
+
+@pytest.fixture(scope="module")
+def round_of_drills(world, questions):
+    """Two moves for every question and a third for those of two hops."""
+    count = 2 * len(questions) + sum(q.hops == 2 for q in questions)
+    return list(itertools.islice(demonstrations.drills(world, questions, seed=0), count))
+
+
+@pytest.fixture(scope="module")
+def mixed(world, questions):
+    return list(itertools.islice(demonstrations.mixture(world, questions, SHARES, seed=0), 4000))
+
+
+def search(name):
+    return f"<search> {name} </search>"
+
+
+def answer(text):
+    return f"<answer> {text} </answer>"
+
+
+def moves(row):
+    """The row's segments in short: texts of turns, and titles of passages."""
+    return [
+        segment["turn"] if "turn" in segment else segment["passages"][0]["title"]
+        for segment in row["segments"]
+    ]
+
+
+def title(name):
+    return f'"{name}"'
+
+
+def test_a_round_of_drills_asks_for_each_move_of_each_question_once(questions, round_of_drills):
+    expected = []
+    for q in questions:
+        read = [title(name) for name in q.path]
+        expected.append((q.id, [search(q.path[0])]))
+        expected.append((q.id, [*read, answer(q.golden_answers[0])]))
+        if q.hops == 2:
+            expected.append((q.id, [read[0], search(q.path[1])]))
+    assert sorted((row["id"], moves(row)) for row in round_of_drills) == sorted(expected)
+
+
+def test_a_drill_holds_exactly_one_move_and_nothing_after_it(round_of_drills):
+    for row in round_of_drills:
+        assert ["turn" in segment for segment in row["segments"]] == [False] * (len(row["segments"]) - 1) + [
+            True
+        ]
+
+
+def test_drills_say_what_they_train(questions, round_of_drills):
+    kinds = collections.Counter(row["kind"].split("/")[0] for row in round_of_drills)
+    two_hops = sum(q.hops == 2 for q in questions)
+    assert kinds == {"search": len(questions), "answer": len(questions), "next": two_hops}
+    relation = {q.id: q.relation for q in questions}
+    assert all(row["kind"].split("/")[1] == relation[row["id"]] for row in round_of_drills)
+
+
+def test_drills_go_on_in_an_order_of_their_own_each_round(world, questions, round_of_drills):
+    size = len(round_of_drills)
+    two = list(itertools.islice(demonstrations.drills(world, questions, seed=0), 2 * size))
+    assert two[:size] == round_of_drills != two[size:]
+    assert sorted(map(json.dumps, two[:size])) == sorted(map(json.dumps, two[size:]))
+    other = list(itertools.islice(demonstrations.drills(world, questions, seed=1), size))
+    assert other != round_of_drills
+
+
+def test_the_mixture_has_the_shares_of_the_config(mixed):
+    counts = collections.Counter(row["kind"] for row in mixed)
+    for kind in ("right", "guess", "wrong_entity", "stopped_early"):
+        share = getattr(SHARES, kind)
+        deviation = (share * (1 - share) / len(mixed)) ** 0.5
+        assert abs(counts[kind] / len(mixed) - share) < 4 * deviation
+    assert len(mixed) == sum(counts[kind] for kind in ("right", "guess", "wrong_entity", "stopped_early"))
+
+
+def test_half_of_the_mixture_asks_for_two_hops_where_the_kind_allows_one(mixed, questions):
+    hops = {q.id: q.hops for q in questions}
+    free = [hops[row["id"]] for row in mixed if row["kind"] != "stopped_early"]
+    assert abs(free.count(2) / len(free) - 0.5) < 4 * (0.25 / len(free)) ** 0.5
+    assert {hops[row["id"]] for row in mixed if row["kind"] == "stopped_early"} == {2}
+
+
+def test_each_kind_of_episode_is_what_its_name_says(mixed, questions):
+    by_id = {q.id: q for q in questions}
+    answers_of = collections.defaultdict(set)
+    for q in questions:
+        answers_of[q.relation].add(q.golden_answers[0])
+    for row in mixed:
+        q, made = by_id[row["id"]], moves(row)
+        if row["kind"] == "right":
+            expected = [move for name in q.path for move in (search(name), title(name))]
+            assert made == [*expected, answer(q.golden_answers[0])]
+        elif row["kind"] == "guess":
+            assert len(made) == 1 and made[0] in map(answer, answers_of[q.relation])
+        elif row["kind"] == "wrong_entity":
+            (other,) = [o for o in questions if o.relation == q.relation and search(o.path[0]) == made[0]]
+            assert other.id != q.id
+            says = other.golden_answers[0] if q.hops == 1 else other.path[1]
+            assert made[1:] == [title(other.path[0]), answer(says)]
+        else:
+            assert made == [search(q.path[0]), title(q.path[0]), answer(q.path[1])]
+
+
+def test_what_is_wrong_in_an_episode_is_learned_less(mixed):
+    content_weights = {
+        "right": (1, 1),
+        "guess": (0.25,),
+        "wrong_entity": (0, 0.25),
+        "stopped_early": (1, 0.25),
+    }
+    for row in mixed:
+        turns = [segment for segment in row["segments"] if "turn" in segment]
+        expected = content_weights[row["kind"]]
+        if row["kind"] == "right":
+            expected = (1,) * len(turns)
+        assert tuple(turn.get("content_weight", 1) for turn in turns) == expected
+        assert {turn["weight"] for turn in turns} == {1}
+
+
+def test_only_entities_of_the_training_split_appear(world, round_of_drills, mixed):
+    text = json.dumps(round_of_drills + mixed)
+    split_of = collections.defaultdict(list)
+    for name, split in world.split_of.items():
+        split_of[split].append(name in text)
+    assert len(split_of["test"]) == 24 and len(split_of["validation"]) == 12
+    assert not any(split_of["test"]) and not any(split_of["validation"])
+    assert sum(split_of["train"]) > 60
+
+
+def to_trajectory(tokenizer, *segments, content_weight=5.0, context=200, max_information_tokens=100):
+    row = {"id": "a", "question": "Who's", "golden_answers": ["b"], "segments": segments}
+    return demonstrations.to_trajectory(
+        row,
+        tokenizer,
+        BARE,
+        max_information_tokens=max_information_tokens,
+        context=context,
+        content_weight=content_weight,
+    )
+
+
+def test_weights_stand_on_the_policys_tokens_and_the_contents_on_what_is_between_the_tags(byte_tokenizer):
+    trajectory, weights = to_trajectory(
+        byte_tokenizer,
+        {"turn": "I <search>ab</search>", "weight": 0.5},
+        {"passages": [MIRA]},
+        {"turn": "no tag", "weight": 0.0},
+        {"correction": True},
+        {"turn": "<answer>c</answer>\n", "weight": 2.0, "content_weight": 0.25},
+    )
+    information = "<i>Mira is from Kelu.</i>"
+    text = "Who's?I <search>ab</search>" + information + "no tagAgain!<answer>c</answer>\n"
+    assert byte_tokenizer.decode(trajectory.tokens) == text
+    expected = (
+        [0] * 6  # the prompt
+        + [0.5] * 10 + [2.5] * 2 + [0.5] * 9
+        + [0] * len(information)
+        + [0] * 6
+        + [0] * 6  # the correction
+        + [2] * 8 + [2.5] * 1 + [2] * 10
+    )  # fmt: skip
+    assert weights.dtype == np.float32 and weights.tolist() == expected
+    by = "w" * 6 + "p" * 21 + "w" * len(information) + "p" * 6 + "w" * 6 + "p" * 19
+    assert trajectory.sampled.tolist() == [who == "p" for who in by]
+    assert not trajectory.behaviour_logp.any() and len(trajectory.behaviour_logp) == len(by)
+    assert trajectory.prompt_tokens == 6
+    assert trajectory.example == types.QAExample(id="a", question="Who's", golden_answers=("b",))
+    assert (trajectory.stop_reason, trajectory.answer, trajectory.sample) == ("answered", "c", 0)
+
+
+def test_a_token_that_reaches_into_a_tag_is_the_tags(split_tokenizer):
+    """` </` is one token of the closing tag's beginning, and so is `>` with the line break after it."""
+    pieces = split_tokenizer.token_bytes()
+    trajectory, weights = to_trajectory(
+        split_tokenizer, {"turn": "<answer>\nJane Austen </answer>", "weight": 1.0}
+    )
+    cut = [(pieces[i].decode(), weight) for i, weight in zip(trajectory.tokens, weights, strict=True)]
+    assert (">\n", 1.0) in cut and (" </", 1.0) in cut
+    assert "".join(piece for piece, weight in cut if weight == 5) == "Jane Austen"
+
+
+def test_a_letter_of_two_bytes_moves_no_weight(byte_tokenizer):
+    _, weights = to_trajectory(byte_tokenizer, {"turn": "é<answer>éa</answer>", "weight": 1.0})
+    assert weights.tolist() == [0] * 6 + [1] * (2 + 8) + [5] * 3 + [1] * 9
+
+
+def test_a_drills_passages_follow_the_prompt(tagged_tokenizer):
+    trajectory, weights = to_trajectory(
+        tagged_tokenizer, {"passages": [MIRA]}, {"turn": answer("Kelu"), "weight": 1.0}
+    )
+    text = tagged_tokenizer.decode(trajectory.tokens)
+    assert text == "Who's?<i>Mira is from Kelu.</i><answer> Kelu </answer>"
+    assert (weights > 0).tolist() == trajectory.sampled.tolist()
+    assert tagged_tokenizer.decode(trajectory.tokens[weights == 5]) == " Kelu "
+
+
+def test_passages_are_cut_to_their_budget(byte_tokenizer):
+    trajectory, _ = to_trajectory(
+        byte_tokenizer, {"passages": [MIRA]}, {"turn": "c", "weight": 1.0}, max_information_tokens=4
+    )
+    assert byte_tokenizer.decode(trajectory.tokens) == "Who's?<i>Mira</i>c"
+
+
+def test_a_demonstration_that_exceeds_the_context_is_refused_by_name(byte_tokenizer):
+    turn = {"turn": "x" * 10, "weight": 1.0}
+    to_trajectory(byte_tokenizer, turn, context=16)
+    with pytest.raises(ValueError, match="demonstration 'a' has 16 tokens, more than the context of 15"):
+        to_trajectory(byte_tokenizer, turn, context=15)
+    with pytest.raises(ValueError, match="demonstration 'a' exceeds the context of 30 tokens"):
+        to_trajectory(byte_tokenizer, {"passages": [MIRA]}, turn, context=30)
+
+
+ROW = {
+    "id": "a",
+    "question": "who?",
+    "golden_answers": ["b"],
+    "segments": [{"passages": [MIRA]}, {"correction": True}, {"turn": "<answer> b </answer>", "weight": 1.0}],
+}
+
+
+def write(path, *rows):
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8"
+    )
+    return path
+
+
+def test_a_file_of_demonstrations_comes_back(tmp_path, round_of_drills):
+    rows = [ROW, *round_of_drills[:5], {**ROW, "question": "où?"}]
+    assert demonstrations.read(write(tmp_path / "own.jsonl", rows[0], "", *rows[1:])) == rows
+
+
+def without(key):
+    return {name: value for name, value in ROW.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    "bad, complaint",
+    [
+        ("{", "write one JSON object a line"),
+        ("[1]", "write one JSON object a line"),
+        ("3", "write one JSON object a line"),
+        ("null", "write one JSON object a line"),
+        (without("segments"), r"lacks \['segments'\]"),
+        (without("question"), r"lacks \['question'\]"),
+        ({"segments": []}, r"lacks \['golden_answers', 'id', 'question'\]"),
+        ({**ROW, "segments": 5}, "write one JSON object a line"),
+        ({**ROW, "segments": [{"turn": "a"}]}, "segment {'turn': 'a'} is neither a turn with its weight"),
+        ({**ROW, "segments": [{"text": "a"}]}, "segment {'text': 'a'} is neither"),
+        ({**ROW, "segments": [{"correction": False}]}, "segment {'correction': False} is neither"),
+        ({**ROW, "segments": [{"passages": [{"id": "7"}]}]}, "nor passages with id, title and text"),
+    ],
+)
+def test_a_broken_line_is_refused_with_file_and_number(tmp_path, bad, complaint):
+    path = write(tmp_path / "own.jsonl", ROW, "", bad)
+    with pytest.raises(ValueError, match=rf"own\.jsonl, line 3: .*{complaint}"):
+        demonstrations.read(path)
+
+
+def test_a_line_that_is_not_utf8_is_refused_with_file_and_number(tmp_path):
+    (tmp_path / "own.jsonl").write_bytes(json.dumps(ROW).encode() + b'\n{"id": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"own\.jsonl, line 2: .*utf-8"):
+        demonstrations.read(tmp_path / "own.jsonl")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="own.jsonl holds no demonstrations"):
+        demonstrations.read(write(tmp_path / "own.jsonl", ""))
