@@ -65,16 +65,17 @@ def spec(*logical: str | None) -> jax.P:
 def param_spec(axes: Sequence[str | None], shape: Sequence[int], *, gathered: bool = False) -> jax.P:
     """PartitionSpec of a weight; `gathered` leaves out fsdp, the layout in which it is used.
 
-    Key/value heads that do not divide over the tensor axis are replicated: splitting a head's width instead
+    Key/value heads of which several tensor shards share one are replicated: splitting a head's width instead
     would cost a reduction in every attention.
 
     Raises:
-      ValueError: where another dimension does not divide.
+      ValueError: where a dimension does not divide otherwise.
     """
     names: list[Any] = []
     for name, size in zip(axes, shape, strict=True):
         shards = axis_size(name) if name in LOGICAL_AXES else 1
-        if name == "kv_heads" and size % shards or gathered and name == "embed":
+        shared = name == "kv_heads" and size < shards and shards % size == 0
+        if shared or gathered and name == "embed":
             name = None
         elif size % shards:
             raise ValueError(

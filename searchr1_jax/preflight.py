@@ -32,6 +32,11 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"rollout.temperature of {c.rollout.temperature} is greedy and explores nothing; use a positive one"
             " (evaluation.decoding chooses greedy decoding for evaluation)"
         )
+    if c.algorithm.advantage == "group_standardised" and c.algorithm.kl_in == "reward" and c.algorithm.kl_coefficient:
+        raise ValueError(
+            f"algorithm.kl_in is {c.algorithm.kl_in!r}, but group_standardised advantages are made of the rewards of"
+            ' whole trajectories and would leave the KL out; set it to "loss"'
+        )
     chunks = tuple(c.rollout.extend_chunks)
     if not chunks or list(chunks) != sorted(chunks) or chunks[0] < 1:
         raise ValueError(f"rollout.extend_chunks of {chunks} must be ascending positive numbers of tokens")

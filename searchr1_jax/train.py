@@ -48,6 +48,7 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
     model_path = setup.find(config.model.path, workdir, "model.path")
     model, tokens = hf.read_config(model_path), tokenizer.Tokenizer.load(model_path)
     reward_of = rewards.resolve(config.reward)
+    decodings = {name: setup.decoding(config, name) for name in config.evaluation.decoding}
     sources = setup.questions(config, "train", workdir)
     for source in sources:
         setup.tasks(config, source, tokens, samples=1)  # refuses questions too long before any work
@@ -80,8 +81,7 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
     def evaluate() -> dict[str, float]:
         engine.load(state.policy)
         values = {}
-        for name in config.evaluation.decoding:
-            decoding = setup.decoding(config, name)
+        for name, decoding in decodings.items():
             results, _ = evaluation.evaluate(
                 rollout, held_out, decoding, split="validation", name=name, seed=config.seed
             )

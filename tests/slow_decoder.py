@@ -31,7 +31,7 @@ def random_params(config: model_config.ModelConfig, seed: int, kind: type = deco
         noise = rng.standard_normal(leaf.shape)
         if name.endswith("norm"):
             return (1 + 0.3 * noise).astype(np.float32)
-        return (noise * (0.5 if name.startswith("b") else config.width**-0.5)).astype(np.float32)
+        return (noise * (0.2 if name.startswith("b") else config.width**-0.5)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, decoder.abstract(kind, config)[1])
 

@@ -58,6 +58,7 @@ def group_standardised(reward_QG, epsilon: float = 1e-6):
     """
     if reward_QG.shape[1] == 1:
         return reward_QG
+    reward_QG = reward_QG - reward_QG[:, :1]  # changes nothing but rounding: equal rewards give exactly 0
     mean = jnp.mean(reward_QG, axis=1, keepdims=True)
     std = jnp.std(reward_QG, axis=1, keepdims=True, ddof=1)
     return (reward_QG - mean) / (std + epsilon)

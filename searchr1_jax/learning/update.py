@@ -197,9 +197,13 @@ class Learner:
         c = self.config
         count = jnp.maximum(jnp.sum(batch.policy_mask), 1)
 
+        def within(b, tree):
+            """Zeros outside the mask *before* any loss: a ratio that overflows there has a gradient of inf · 0."""
+            return jax.tree.map(lambda x: jnp.where(b.policy_mask, x, 0.0), tree)
+
         def policy_loss(params, b, s: Scores, t: Targets):
             mean = lambda x: losses.masked_sum(x, b.policy_mask) / count
-            logp, entropy = self._policy_statistics(params, b)
+            (logp, entropy), s, t = within(b, (self._policy_statistics(params, b), s, t))
             surrogate, clipped = losses.ppo_clip(logp, s.logp, t.advantage, clip=c.clip)
             statistics = {
                 "policy/loss": mean(surrogate),
@@ -213,7 +217,8 @@ class Learner:
             return loss, statistics
 
         def value_loss(params, b, s: Scores, t: Targets):
-            error = losses.clipped_value(self._values(params, b), s.value, t.returns, clip=c.value_clip)
+            value, s, t = within(b, (self._values(params, b), s, t))
+            error = losses.clipped_value(value, s.value, t.returns, clip=c.value_clip)
             loss = losses.masked_sum(error, b.policy_mask) / count
             return loss, {"value/loss": loss}
 
@@ -221,7 +226,7 @@ class Learner:
         statistics["policy/gradient_norm"] = optax.global_norm(gradient)
         statistics["policy/learning_rate"] = c.policy_optimizer.learning_rate_at(step)
         new = c.policy_optimizer.apply(gradient, state.policy_optimizer, state.policy, step)
-        learn = step >= c.value_warmup_steps
+        learn = step >= (c.value_warmup_steps if c.has_value_model else 0)
         old = state.policy, state.policy_optimizer
         policy, policy_optimizer = jax.tree.map(lambda n, o: jnp.where(learn, n, o), new, old)
         state = state._replace(policy=policy, policy_optimizer=policy_optimizer)

@@ -42,16 +42,10 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def split_kv_heads(kv: jax.Array, head_axis: int) -> jax.Array:
-    """K/V heads laid out over the tensor axis, repeated to its size where there are fewer of them.
-
-    Raises:
-      ValueError: where neither divides the other.
-    """
+    """K/V heads laid out over the tensor axis, repeated to its size where there are fewer of them."""
     shards, heads = parallel.axis_size("kv_heads"), kv.shape[head_axis]
     if heads % shards == 0:
         return kv
-    if shards % heads:
-        raise ValueError(f"{heads} key/value heads neither divide nor are divided by {shards} tensor shards")
     names = ["batch"] + [None] * (kv.ndim - 1)
     names[head_axis] = "kv_heads"
     repeated = jnp.repeat(kv, shards // heads, axis=head_axis)

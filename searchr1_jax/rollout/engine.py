@@ -49,7 +49,11 @@ class Decoding:
 
     temperature: float = 1.0  # 0 is greedy; log-probs are then those of temperature 1
     top_k: int = 0  # 0: all
-    top_p: float = 1.0
+    top_p: float = 1.0  # the likeliest tokens that together have this much probability, at least one
+
+    def __post_init__(self):
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p of {self.top_p} is no share of the probability; set it above 0 and up to 1 (all)")
 
 
 class State(NamedTuple):

@@ -63,9 +63,7 @@ class SearchEnvironment:
             results = self.retriever.search(requests, self.passages_per_search)
         except base.RetrievalError:
             raise
-        except (
-            Exception
-        ) as error:  # any engine may stand behind the protocol; its failure is named, never swallowed
+        except Exception as error:  # any engine may stand behind the protocol; its failure is named
             raise base.RetrievalError(requests[0], repr(error), attempts=1, batch=len(requests)) from error
         if len(results) != len(requests):
             cause = f"{len(results)} results for {len(requests)} queries"

@@ -46,7 +46,7 @@ def attention(cache: KVCache, layer, row_slots_RG, position_RT, q_RTNH, k_RTKH, 
     """Writes the rows' keys and values into their slots, then attends over everything up to each position.
 
     A row reads its first slot and writes all of them: the samples of one question share the row that
-    appends their prompt. Padding at a row's end writes places that are written again before they are seen.
+    appends their prompt. Padding at a row's end has places beyond C, so that it writes nothing.
 
     Args:
       layer: int32[], the layer whose part of the cache is meant.

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import meshes
 import numpy as np
 import pytest
 
@@ -69,7 +70,8 @@ def test_packed_attention_sees_the_past_of_its_own_segment(laptop):
     segment = np.array([[1, 1, 1, 2, 2, 0, 0], [1, 2, 2, 2, 2, 2, 3]])
     q = rng.standard_normal((2, 7, 4, H)).astype(np.float32)
     k, v = rng.standard_normal((2, 2, 7, 2, H)).astype(np.float32)
-    got = np.asarray(layers.packed_attention(*map(jnp.asarray, (q, k, v, segment))))
+    heads = parallel.to_mesh((q, k, v), "batch", None, "heads", None)
+    got = np.asarray(layers.packed_attention(*heads, parallel.to_mesh(segment, "batch", None)))
     assert np.isfinite(got).all()  # empty places too: their gradient is multiplied by zero, not by NaN
     for b, t in np.argwhere(segment > 0):
         past = [s for s in range(t + 1) if segment[b, s] == segment[b, t]]
@@ -92,6 +94,6 @@ def test_cached_attention_sees_the_cache_up_to_its_position(laptop):
 
 
 def test_fewer_heads_than_tensor_shards_are_repeated_in_their_order():
-    with jax.set_mesh(parallel.make_mesh(data=1, fsdp=2, tensor=4)):
+    with jax.set_mesh(meshes.make(1, 2, 4)):
         kv = parallel.to_mesh(np.arange(2 * 1 * 2 * 1, dtype=np.float32).reshape(2, 1, 2, 1), "batch")
         np.testing.assert_array_equal(layers.split_kv_heads(kv, 2)[:, 0, :, 0], [[0, 0, 1, 1], [2, 2, 3, 3]])
