@@ -1,4 +1,4 @@
-"""What a config's argument can choose, as in configs/search_r1.py:model=qwen2.5-3b,algorithm=grpo."""
+"""What a config's argument can choose, as in configs/quickstart.py:algorithm=grpo."""
 
 
 def ppo(c):

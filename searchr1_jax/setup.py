@@ -6,6 +6,7 @@ The ConfigDict ends here: the parts take plain arguments and small frozen datacl
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -45,6 +46,7 @@ from searchr1_jax.text import tokenizer
 Config = ml_collections.ConfigDict
 
 
+@functools.cache  # several verbs in one process share them
 def define_flags() -> tuple[Any, Any]:
     """--config and --workdir, both required; the config is locked, so a misspelt key fails by name."""
     config = config_flags.DEFINE_config_file(
@@ -326,7 +328,10 @@ def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
 
 
 # Keys that may change when a run goes on in its workdir: they do not change what is learned from a given step on.
-_FREE = ("log.", "evaluation.", "checkpoint.", "retriever.", "data.test", "data.validation", "learner.steps")
+_FREE = (
+    "log.", "evaluation.", "checkpoint.", "data.test", "data.validation",
+    "retriever.url", "retriever.threads", "retriever.timeout_s", "retriever.attempts", "retriever.backoff_s",
+)  # fmt: skip
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:
@@ -339,8 +344,11 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
     if not path.exists():
         return
     before, now = flatten(json.loads(path.read_text())), flatten(json.loads(config.to_json_best_effort()))
+    free = _FREE
+    if config.policy.final_share == config.value.final_share == 1:
+        free += ("learner.steps",)  # else the learning rate of every step depends on their number
     keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    changed = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in keys if not k.startswith(_FREE)]
+    changed = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in keys if not k.startswith(free)]
     if changed:
         raise ValueError(
             f"{workdir} holds a run with another config ({'; '.join(changed)}); go on with that config or choose"
@@ -350,8 +358,9 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
 
 def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
     """Writes config.json, the resolved config of the run that lives here from now on."""
-    path = workdir / "config.json"
-    path.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
+    temporary = workdir / ".config.json"
+    temporary.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
+    temporary.replace(workdir / "config.json")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

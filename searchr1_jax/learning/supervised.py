@@ -56,6 +56,6 @@ class SupervisedLearner:
             return value, {"loss": value}
 
         gradient, statistics = optimizer.accumulate(loss, state.policy, batch)
-        statistics["gradient_norm"] = optax.global_norm(gradient)
+        statistics["gradient_norm"] = optax.tree.norm(gradient)
         statistics["learning_rate"] = self._config.learning_rate_at(step)
         return SupervisedState(*self._config.apply(gradient, state.optimizer, state.policy, step)), statistics

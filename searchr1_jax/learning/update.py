@@ -223,7 +223,7 @@ class Learner:
             return loss, {"value/loss": loss}
 
         gradient, statistics = optimizer.accumulate(policy_loss, state.policy, batch, scores, targets)
-        statistics["policy/gradient_norm"] = optax.global_norm(gradient)
+        statistics["policy/gradient_norm"] = optax.tree.norm(gradient)
         statistics["policy/learning_rate"] = c.policy_optimizer.learning_rate_at(step)
         new = c.policy_optimizer.apply(gradient, state.policy_optimizer, state.policy, step)
         learn = step >= (c.value_warmup_steps if c.has_value_model else 0)
@@ -232,7 +232,7 @@ class Learner:
         state = state._replace(policy=policy, policy_optimizer=policy_optimizer)
         if c.has_value_model:
             gradient, value_statistics = optimizer.accumulate(value_loss, state.value, batch, scores, targets)
-            statistics |= value_statistics | {"value/gradient_norm": optax.global_norm(gradient)}
+            statistics |= value_statistics | {"value/gradient_norm": optax.tree.norm(gradient)}
             value, value_optimizer = c.value_optimizer.apply(
                 gradient, state.value_optimizer, state.value, step
             )

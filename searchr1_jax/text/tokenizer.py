@@ -187,7 +187,7 @@ def train(
 
 
 def _import_transformers():
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is no news
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # that PyTorch is missing is no news
     import transformers
 
     return transformers

@@ -1,0 +1,392 @@
+"""The jitted update against a slow one, and what must not matter: cuts, order, padding, mesh, others' tokens."""
+
+import dataclasses
+from typing import NamedTuple
+
+import by_hand
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import slow_decoder
+
+from configs import base
+from configs import presets
+from searchr1_jax import parallel
+from searchr1_jax import setup
+from searchr1_jax import train
+from searchr1_jax.data import packing
+from searchr1_jax.learning import optimizer
+from searchr1_jax.learning import update
+from searchr1_jax.models import decoder
+
+MODEL = slow_decoder.tiny_config(width=32)
+ROW_TOKENS, STEP = 32, 3
+RATE = 0.002  # of both optimizers at STEP
+# Adam turns the rounding of a gradient that is nearly zero into a step of any size up to the learning rate. So the
+# gradients are compared closely and the weights in norm; an update moves them by 1e-2 of it.
+WEIGHTS = 1e-4
+REWARDS = (1.0, 0.0, 0.5, -0.3, 1.0, 0.2, 0.0, 1.0)
+
+
+def _optimizer(**changes):
+    fields = dict(
+        learning_rate=RATE * 2, warmup_steps=8, final_share=1.0, total_steps=50, b1=0.8, b2=0.9, weight_decay=0.1,
+        max_gradient_norm=0.3,
+    )  # fmt: skip
+    return optimizer.OptimizerConfig(**fields | changes)
+
+
+def _config(**changes) -> update.UpdateConfig:
+    fields = dict(
+        advantage="gae", discount=0.97, trace_decay=0.9, whiten=True, clip=0.2, value_clip=0.1, kl_coefficient=0.2,
+        kl_in="reward", entropy_coefficient=0.03, value_warmup_steps=2, temperature=0.8, vocab_chunk=8, remat=False,
+        dtype=jnp.float32, policy_optimizer=_optimizer(), value_optimizer=_optimizer(max_gradient_norm=100.0),
+    )  # fmt: skip
+    return update.UpdateConfig(**fields | changes)
+
+
+def _pack(trajectories, rewards, *, micro_batch_rows=4, max_rows=None):
+    return packing.pack(
+        trajectories, rewards, row_tokens=ROW_TOKENS, micro_batch_rows=micro_batch_rows,
+        max_rows=max_rows or len(trajectories),
+    )  # fmt: skip
+
+
+def _to_mesh(tree):
+    return parallel.to_mesh(tree, None, "batch", None)
+
+
+def _by_trajectory(array, batch) -> list[np.ndarray]:
+    """The [T] pieces of an [M, B, T] array, in the order of the trajectories."""
+    array, number = np.asarray(array), np.asarray(batch.trajectory)
+    return [array[number == i] for i in range(number.max() + 1)]
+
+
+def _laid_out(pieces: list[np.ndarray], batch) -> np.ndarray:
+    """The inverse of `_by_trajectory`."""
+    array = np.zeros(batch.tokens.shape, np.float32)
+    for i, piece in enumerate(pieces):
+        array[np.asarray(batch.trajectory) == i] = piece
+    return array
+
+
+def _gradients(state):
+    """Both optimizers' first moments; linear in the gradient, where Adam's step hides its size."""
+    optimizers = (state.policy_optimizer, state.value_optimizer)
+    return [by_hand.adam_mean(o) for o in optimizers if o is not None]
+
+
+def _weights(state):
+    return state.policy, state.value
+
+
+class Result(NamedTuple):
+    """Of a rollout's two updates, on the host."""
+
+    states: list[update.TrainState]  # after each update
+    updates: list[dict]  # statistics of each update
+    scores: list[update.Scores]
+    targets: list[update.Targets]
+    statistics: dict
+
+
+class Rollout:
+    """One rollout in two mini-batches, and the states of a PPO run about to learn from it.
+
+    What learns differs from what was scored, so that ratios are not 1 and both clips are at work.
+    """
+
+    def __init__(self):
+        self.trajectories, self.rewards = by_hand.trajectories(seed=1), REWARDS
+        self.halves = [slice(0, 4), slice(4, 8)]
+        self.hosts = [_pack(self.trajectories[half], self.rewards[half], max_rows=8) for half in self.halves]
+        draw = lambda seed, kind: slow_decoder.random_params(MODEL, seed, kind)
+        self.scored, self.reference = draw(0, decoder.Policy), draw(1, decoder.Policy)
+        self.scored_value = draw(2, decoder.Value)
+        shifted = lambda tree: jax.tree.map(lambda x, noise: x + 0.15 * noise, *tree)
+        self.policy = shifted((self.scored, draw(3, decoder.Policy)))
+        self.value = shifted((self.scored_value, draw(4, decoder.Value)))
+
+    def states(self, learner):
+        """The state that scores, the reference, and the state that learns, on the mesh in use."""
+        place = lambda params, kind: slow_decoder.on_mesh(MODEL, params, kind)
+        scoring = learner.init(place(self.scored, decoder.Policy), place(self.scored_value, decoder.Value))
+        learning = learner.init(place(self.policy, decoder.Policy), place(self.value, decoder.Value))
+        return scoring, place(self.reference, decoder.Policy), learning
+
+    def run(self, learner, *, step=STEP):
+        """What the learner makes of it: numpy, the states after each update among it."""
+        scoring, reference, state = self.states(learner)
+        batches = [_to_mesh(host) for host in self.hosts]
+        scores = [learner.score(scoring, reference, batch) for batch in batches]
+        targets, statistics = learner.estimate(batches, scores, None)
+        states, updates = [], []
+        for batch, score, target in zip(batches, scores, targets, strict=True):
+            state, values = learner.update(state, batch, score, target, step)
+            states.append(jax.device_get(state))
+            updates.append(jax.device_get(values))
+        return Result(states, updates, *jax.device_get((scores, targets, statistics)))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def rollout(mesh):
+    return Rollout()
+
+
+@pytest.fixture(scope="module")
+def ppo(mesh):
+    return update.Learner(MODEL, _config())
+
+
+@pytest.fixture(scope="module")
+def result(ppo, rollout):
+    return rollout.run(ppo)
+
+
+@pytest.fixture(scope="module")
+def lessons(rollout):
+    """The rollout's scores and targets, slowly: a list of lessons for each mini-batch."""
+    c, everything = _config(), []
+    for t, reward in zip(rollout.trajectories, rollout.rewards, strict=True):
+        written = np.flatnonzero(t.sampled)
+        old = slow_decoder.token_logp(rollout.scored, MODEL, t.tokens, c.temperature)
+        reference = slow_decoder.token_logp(rollout.reference, MODEL, t.tokens, c.temperature)
+        hidden, _ = slow_decoder.run(rollout.scored_value, MODEL, t.tokens)
+        value = np.append(np.nan, (hidden @ rollout.scored_value["head"])[:-1])
+        received = -c.kl_coefficient * (old - reference)
+        received[written[-1]] += reward
+        advantage = by_hand.gae(received, value, written, discount=c.discount, trace_decay=c.trace_decay)
+        everything.append(
+            by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage, value, advantage + value)
+        )
+    pool = np.concatenate([lesson.advantage[lesson.written] for lesson in everything])
+    whitened = [
+        dataclasses.replace(lesson, advantage=(lesson.advantage - pool.mean()) / pool.std())
+        for lesson in everything
+    ]
+    return [whitened[half] for half in rollout.halves]
+
+
+def test_scores_and_targets_are_those_of_a_slow_computation(result, rollout, lessons):
+    for host, scores, targets, mine in zip(
+        rollout.hosts, result.scores, result.targets, lessons, strict=True
+    ):
+        pairs = (
+            (scores.logp, "old_logp"), (scores.reference_logp, "reference_logp"), (scores.value, "old_value"),
+            (targets.advantage, "advantage"), (targets.returns, "returns"),
+        )  # fmt: skip
+        for array, name in pairs:
+            for piece, lesson in zip(_by_trajectory(array, host), mine, strict=True):
+                expected = getattr(lesson, name)[lesson.written]
+                np.testing.assert_allclose(piece[lesson.written], expected, atol=2e-5, err_msg=name)
+    everything = [lesson for half in lessons for lesson in half]
+    kl = np.concatenate([(lesson.old_logp - lesson.reference_logp)[lesson.written] for lesson in everything])
+    np.testing.assert_allclose(result.statistics["kl_to_reference"], kl.mean(), rtol=1e-4)
+    assert result.statistics["policy_tokens"] == len(kl)
+    gap = [
+        abs(lesson.old_logp - t.behaviour_logp)[lesson.written]
+        for lesson, t in zip(everything, rollout.trajectories, strict=True)
+    ]
+    np.testing.assert_allclose(result.statistics["sampler_gap/mean"], np.concatenate(gap).mean(), rtol=1e-4)
+    np.testing.assert_allclose(result.statistics["sampler_gap/max"], np.concatenate(gap).max(), rtol=1e-4)
+
+
+def test_a_ppo_rollout_changes_the_weights_as_the_papers_formulas_do(ppo, result, rollout, lessons):
+    c = ppo.config
+    policy = by_hand.AdamW(rollout.policy, c.policy_optimizer)
+    value = by_hand.AdamW(rollout.value, c.value_optimizer)
+    teach_policy = by_hand.Teacher(by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], c)
+    teach_value = by_hand.Teacher(by_hand.value_loss, decoder.abstract(decoder.Value, MODEL)[0], c)
+    for mine, statistics in zip(lessons, result.updates, strict=True):
+        loss, gradient = teach_policy(policy.params, mine, ROW_TOKENS)
+        policy.step(gradient, RATE)
+        entropy = c.entropy_coefficient * statistics["policy/entropy"]
+        np.testing.assert_allclose(statistics["policy/loss"] - entropy, loss, atol=1e-5)
+        assert 0.1 < statistics["policy/clipped"] < 0.9
+        np.testing.assert_allclose(statistics["policy/learning_rate"], RATE, rtol=1e-6)
+        loss, gradient = teach_value(value.params, mine, ROW_TOKENS)
+        value.step(gradient, RATE)
+        np.testing.assert_allclose(statistics["value/loss"], loss, rtol=1e-5)
+    by_hand.assert_close(_gradients(result.states[-1]), [policy.mean, value.mean], relative=1e-4)
+    by_hand.assert_close(_weights(result.states[-1]), (policy.params, value.params), relative=WEIGHTS)
+
+
+def _first_update(rollout, learner, host, scores, targets, *, step=STEP):
+    """The next state and statistics after one update; numpy in, numpy out."""
+    state = rollout.states(learner)[2]
+    return jax.device_get(learner.update(state, _to_mesh(host), _to_mesh(scores), _to_mesh(targets), step))
+
+
+def test_what_stands_at_tokens_that_the_policy_did_not_write_changes_nothing(ppo, result, rollout):
+    host, others = rollout.hosts[0], ~rollout.hosts[0].policy_mask
+    expected = _first_update(rollout, ppo, host, result.scores[0], result.targets[0])
+    spoilt = lambda x, value: np.where(others, np.float32(value), x)
+    for value in (np.nan, -1e4, 1e4):
+        scores, targets = jax.tree.map(lambda x: spoilt(x, value), (result.scores[0], result.targets[0]))
+        batch = dataclasses.replace(
+            host,
+            behaviour_logp=spoilt(host.behaviour_logp, value),
+            reward=spoilt(host.reward, value),
+            weight=spoilt(host.weight, value),
+        )
+        by_hand.assert_equal(_first_update(rollout, ppo, batch, scores, targets), expected)
+
+
+def test_targets_take_nothing_from_tokens_that_the_policy_did_not_write(ppo, result, rollout):
+    spoilt = lambda x, host: np.where(host.policy_mask, x, np.float32(np.nan))
+    batches, scores = [], []
+    for host, score in zip(rollout.hosts, result.scores, strict=True):
+        spoilt_batch = dataclasses.replace(
+            host, reward=spoilt(host.reward, host), behaviour_logp=spoilt(host.behaviour_logp, host)
+        )
+        batches.append(_to_mesh(spoilt_batch))
+        scores.append(_to_mesh(jax.tree.map(lambda x, host=host: spoilt(x, host), score)))
+    by_hand.assert_equal(ppo.estimate(batches, scores, None), (result.targets, result.statistics))
+
+
+def test_the_ablation_learns_from_everything_after_the_prompt(ppo, result, rollout):
+    host = packing.pack(
+        rollout.trajectories[:4], REWARDS[:4], row_tokens=ROW_TOKENS, micro_batch_rows=4, max_rows=8,
+        mask_environment=False,
+    )  # fmt: skip
+    masked = _first_update(rollout, ppo, rollout.hosts[0], result.scores[0], result.targets[0])
+    everything = _first_update(rollout, ppo, host, result.scores[0], result.targets[0])
+    after_prompts = sum(len(t.tokens) - t.prompt_tokens for t in rollout.trajectories[:4])
+    assert host.policy_mask.sum() == after_prompts > rollout.hosts[0].policy_mask.sum()
+    assert abs(everything[1]["policy/entropy"] - masked[1]["policy/entropy"]) > 1e-3
+
+
+def test_neither_cutting_nor_order_nor_padding_of_the_rows_changes_what_is_learned(ppo, result, rollout):
+    host = rollout.hosts[0]
+    expected, statistics = _first_update(rollout, ppo, host, result.scores[0], result.targets[0])
+    backwards = _pack(rollout.trajectories[:4][::-1], REWARDS[:4][::-1], micro_batch_rows=1, max_rows=5)
+    move = lambda x: _laid_out(_by_trajectory(x, host)[::-1], backwards)
+    scores, targets = jax.tree.map(move, (result.scores[0], result.targets[0]))
+    assert int(host.micro_batches) == 1 and int(backwards.micro_batches) == 2 < len(backwards.tokens)
+    actual, actual_statistics = _first_update(rollout, ppo, backwards, scores, targets)
+    by_hand.assert_close(_gradients(actual), _gradients(expected), relative=1e-5)
+    by_hand.assert_close(_weights(actual), _weights(expected), relative=WEIGHTS)
+    by_hand.assert_close(actual_statistics, statistics, relative=1e-5)
+
+
+def test_padding_micro_batches_are_not_computed(result, rollout):
+    for host, scores in zip(rollout.hosts, result.scores, strict=True):
+        used = int(host.micro_batches)
+        assert used == 1 and len(host.tokens) == 2
+        # Computed, an empty place would have the log-prob of token 0, which is not 0.
+        assert np.all(scores.logp[:used] != 0) and not np.any(scores.logp[used:])
+        assert not np.any(scores.value[used:])
+
+
+def test_while_the_value_model_warms_up_the_policy_and_its_optimizer_stay_as_they_are(ppo, result, rollout):
+    before = jax.device_get(rollout.states(ppo)[2])
+    warming, _ = _first_update(rollout, ppo, rollout.hosts[0], result.scores[0], result.targets[0], step=1)
+    learning, _ = _first_update(rollout, ppo, rollout.hosts[0], result.scores[0], result.targets[0], step=2)
+    by_hand.assert_equal((warming.policy, warming.policy_optimizer), (before.policy, before.policy_optimizer))
+    assert np.any(warming.value["head"] != before.value["head"])
+    assert np.any(learning.policy["decoder"]["embedding"] != before.policy["decoder"]["embedding"])
+
+
+def test_the_state_is_donated(ppo, result, rollout):
+    state = rollout.states(ppo)[2]
+    batch, scores, targets = map(_to_mesh, (rollout.hosts[0], result.scores[0], result.targets[0]))
+    ppo.update(state, batch, scores, targets, STEP)
+    assert all(x.is_deleted() for x in jax.tree.leaves((state.policy, state.value)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((scores, targets)))
+
+
+def test_rollouts_of_other_lengths_compile_nothing(ppo, result, rollout):
+    before = ppo.compiled
+    scoring, reference, state = rollout.states(ppo)
+    for step, layouts in enumerate([((3, 1),) * 8, ((2, 28),) * 8, by_hand.LAYOUTS[::-1]]):
+        trajectories = by_hand.trajectories(step, layouts)
+        batches = [_to_mesh(_pack(trajectories[half], REWARDS[half], max_rows=8)) for half in rollout.halves]
+        scores = [ppo.score(state, reference, batch) for batch in batches]
+        targets, _ = ppo.estimate(batches, scores, None)
+        for batch, score, target in zip(batches, scores, targets, strict=True):
+            state, _ = ppo.update(state, batch, score, target, step)
+    assert ppo.compiled == before
+
+
+def test_a_mesh_of_eight_learns_what_one_device_does(result, rollout):
+    with jax.set_mesh(parallel.make_mesh(data=2, fsdp=2, tensor=2, devices=jax.devices()[:8])):
+        on_eight = rollout.run(update.Learner(MODEL, _config()))
+    by_hand.assert_close(_gradients(on_eight.states[0]), _gradients(result.states[0]), relative=1e-5)
+    by_hand.assert_close(on_eight.targets, result.targets, relative=1e-5)
+    by_hand.assert_close(on_eight.statistics, result.statistics, relative=1e-5)
+    by_hand.assert_close(_weights(on_eight.states[-1]), _weights(result.states[-1]), relative=WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def grpo(mesh):
+    """The config and the learner of `train.learn`: two questions of three samples in each of two mini-batches."""
+    c = base.get_config()
+    presets.grpo(c)
+    c.rollout.update(samples=3, questions=4, context_tokens=ROW_TOKENS, temperature=0.8)
+    c.learner.update(row_tokens=ROW_TOKENS, micro_batch_rows=2, vocab_chunk=8, value_warmup_steps=2)
+    c.algorithm.update(clip=0.1, kl_coefficient=0.2, entropy_coefficient=0.03)
+    c.policy.update(
+        learning_rate=RATE, warmup_steps=0, b1=0.8, b2=0.9, weight_decay=0.1, max_gradient_norm=0.3
+    )
+    return c, setup.learner(c, MODEL)
+
+
+def test_a_grpo_step_changes_the_weights_as_the_papers_formulas_do(grpo, rollout):
+    config, learner = grpo
+    c, rng = learner.config, np.random.default_rng(5)
+    layouts = by_hand.LAYOUTS + by_hand.LAYOUTS[:4]
+    trajectories = [
+        by_hand.trajectory(f"q{i // 3}", layout, rng, sample=i % 3) for i, layout in enumerate(layouts)
+    ]
+    rewards = [1, 0, 0, 0, 0, 0, 0.2, 1, 0, 1, 1, 1]  # the second and the fourth question teach the KL alone
+    per_trajectory = []
+    for reward, group in zip(rewards, np.repeat(np.reshape(rewards, (4, 3)), 3, axis=0), strict=True):
+        per_trajectory.append((reward - group.mean()) / (group.std(ddof=1) + 1e-6))
+    slow, lessons = by_hand.AdamW(rollout.policy, c.policy_optimizer), []
+    for t, advantage in zip(trajectories, per_trajectory, strict=True):
+        old = slow_decoder.token_logp(rollout.policy, MODEL, t.tokens, c.temperature)
+        reference = slow_decoder.token_logp(rollout.reference, MODEL, t.tokens, c.temperature)
+        nothing = np.zeros(len(t.tokens))
+        lessons.append(
+            by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage + nothing, nothing, nothing)
+        )
+    teach = by_hand.Teacher(by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], c)
+    for half in (slice(0, 6), slice(6, 12)):
+        _, gradient = teach(slow.params, lessons[half], ROW_TOKENS)
+        slow.step(gradient, RATE)
+
+    place = lambda params: slow_decoder.on_mesh(MODEL, params)
+    state = learner.init(place(rollout.policy), None)
+    # At step 0: there is no value model whose warm-up the policy would have to wait for.
+    state, values = train.learn(
+        config, learner, state, place(rollout.reference), trajectories, rewards, step=0
+    )
+    assert state.value is None and not any(name.startswith("value/") for name in values)
+    by_hand.assert_close(_gradients(state), [slow.mean], relative=1e-4)
+    by_hand.assert_close(state.policy, slow.params, relative=WEIGHTS)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(grpo, rollout):
+    config, learner = grpo
+    rng = np.random.default_rng(5)
+    trajectories = [by_hand.trajectory(f"q{i // 3}", (3, 4), rng, sample=i % 3) for i in range(12)]
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), rollout.policy)
+    state = learner.init(slow_decoder.on_mesh(MODEL, broken), None)
+    reference = slow_decoder.on_mesh(MODEL, rollout.reference)
+    with pytest.raises(
+        FloatingPointError, match="policy/loss is nan at step 8; its questions begin with q0, q1"
+    ):
+        train.learn(config, learner, state, reference, trajectories, [0.0] * 12, step=7)
+
+
+@pytest.mark.parametrize("field, value", [("advantage", "gea"), ("kl_in", "rewards")])
+def test_a_misspelt_choice_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"algorithm.{field} is '{value}'; choose from"):
+        _config(**{field: value})
