@@ -338,10 +338,18 @@ def test_the_traceback_is_shown_on_demand(start, tmp_path):
 
 def test_free_keys_may_change_when_a_run_goes_on(tmp_path):
     setup.claim_workdir(_config(), tmp_path)
-    longer = {"learner.steps": 20, "evaluation.every": 1, "checkpoint.keep": 5, "log.trajectories_every": 0}
-    setup.check_workdir(_config(**longer), tmp_path)
+    setup.check_workdir(_config(**{"evaluation.every": 1, "checkpoint.keep": 5, "retriever.threads": 7}), tmp_path)
     with pytest.raises(ValueError, match="learner.row_tokens: 128 there, 256 now"):
         setup.check_workdir(_config(**{"learner.row_tokens": 256}), tmp_path)
+
+
+def test_more_steps_go_on_from_fewer_only_where_the_learning_rate_does_not_depend_on_them(tmp_path):
+    setup.claim_workdir(_config(), tmp_path)
+    with pytest.raises(ValueError, match="learner.steps: 6 there, 20 now"):  # its rate falls until the last step
+        setup.check_workdir(_config(**{"learner.steps": 20}), tmp_path)
+    constant = {"policy.final_share": 1.0}
+    setup.claim_workdir(_config(**constant), tmp_path)
+    setup.check_workdir(_config(**constant, **{"learner.steps": 20}), tmp_path)
 
 
 def test_a_broken_corpus_line_is_named(world, tmp_path):
