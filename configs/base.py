@@ -21,9 +21,12 @@ def get_config():
     data.demonstrations = ()  # files for sft; empty: made from the invented world
 
     c.model = model = ml_collections.ConfigDict()
-    model.path = "base"  # Hugging Face directory that training starts from, and the KL's reference
-    model.param_dtype = "float32"  # of the learner's weights
-    model.compute_dtype = "float32"  # of arithmetic and KV caches
+    model.path = "base"  # Hugging Face directory or hub id: what training starts from, and the KL's reference
+    model.param_dtype = "float32"  # of the learner's weights and optimizer moments
+    model.compute_dtype = "float32"  # of the learner's arithmetic
+    model.reference_dtype = "float32"  # of the reference's weights
+    model.actor_dtype = "float32"  # of the rollout's copy of the weights, its arithmetic and its KV caches
+    model.attention = "auto"  # over packed rows: "auto", "xla", "cudnn" or "splash"
     model.remat = False  # recompute layers in the backward pass
 
     c.mesh = mesh = ml_collections.ConfigDict()

@@ -22,6 +22,8 @@ def get_config(arg=""):
     )  # fmt: skip
 
     c.model.compute_dtype = "bfloat16"
+    c.model.reference_dtype = "bfloat16"
+    c.model.actor_dtype = "bfloat16"
     c.model.remat = True
     c.retriever.url = "http://127.0.0.1:8000/retrieve"
     c.retriever.threads = 8

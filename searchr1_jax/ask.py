@@ -49,21 +49,21 @@ def main(argv):
         config.retriever.url = _RETRIEVER.value
     decoding = setup.decoding(config, _DECODING.value)
     with setup.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir:
-        model, tokens, params, origin = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
+        policy = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
         environment = setup.search_environment(config, setup.retriever(config, workdir))
-        engine, rollout = setup.rollout(config, model, tokens, environment)
-        engine.load(params)
+        engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
+        engine.load(policy.params)
         legend = rich_text.Text.assemble(
-            f"{origin}    ", *((f"{author}  ", style) for author, style in _STYLES.items())
+            f"{policy.origin}    ", *((f"{author}  ", style) for author, style in _STYLES.items())
         )
         console.print(legend)
         for line in [_QUESTION.value] if _QUESTION.value else sys.stdin:
             if not line.strip():
                 continue
             example = types.QAExample(id=line.strip(), question=line, golden_answers=())
-            tasks = setup.tasks(config, [example], tokens, samples=1)
+            tasks = setup.tasks(config, [example], policy.tokens, samples=1)
             (trajectory,) = rollout.run(tasks, decoding, seed=config.seed, step=0)
-            console.print(coloured(trajectory, tokens))
+            console.print(coloured(trajectory, policy.tokens))
             console.print(
                 f"[{trajectory.stop_reason}]  answer: {trajectory.answer}\n", style="dim", markup=False
             )

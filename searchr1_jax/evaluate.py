@@ -38,15 +38,15 @@ def main(argv):
         setup.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir,
         metrics.verb(workdir, "evaluate"),
     ):
-        model, tokens, params, origin = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
+        policy = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
         examples = [
             example for source in setup.questions(config, _SPLIT.value, workdir) for example in source
         ]
-        tasks = setup.tasks(config, examples[: _QUESTIONS.value or None], tokens, samples=1)
+        tasks = setup.tasks(config, examples[: _QUESTIONS.value or None], policy.tokens, samples=1)
         environment = setup.search_environment(config, setup.retriever(config, workdir))
-        engine, rollout = setup.rollout(config, model, tokens, environment)
-        engine.load(params)
-        metrics.say(f"evaluating {origin} on {len(tasks)} {_SPLIT.value} questions")
+        engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
+        engine.load(policy.params)
+        metrics.say(f"evaluating {policy.origin} on {len(tasks)} {_SPLIT.value} questions")
         for name, decoding in decodings.items():
             results, trajectories = evaluation.evaluate(
                 rollout, tasks, decoding, split=_SPLIT.value, name=name, seed=config.seed

@@ -2,21 +2,29 @@ r"""Writes a checkpoint's policy as a Hugging Face directory, which transformers
 
 python -m searchr1_jax.export --config=configs/quickstart.py --workdir=runs/quickstart --output=runs/quickstart/export
 
-The directory appears when it is whole; an existing one is replaced only with --overwrite.
+It needs the workdir alone. The directory appears when it is whole; an existing one is replaced only with --overwrite.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 from absl import flags
 
 from searchr1_jax import metrics
+from searchr1_jax import report
 from searchr1_jax import setup
+from searchr1_jax.models import decoder
 
 _CONFIG, _WORKDIR = setup.define_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "directory to write", required=True)
 _STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16", "float16"], "of the files; default: the weights'"
+)
+_MAX_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "10⁹ bytes of one file at most", lower_bound=1e-6)
+_VALUE = flags.DEFINE_bool("value", False, "write the value model too, into <output>/value")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what is there")
 
 
@@ -26,9 +34,23 @@ def main(argv):
     if output.exists() and not _OVERWRITE.value:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
     with setup.session(config, _WORKDIR.value, create=False) as workdir, metrics.verb(workdir, "export"):
-        model, tokens, params, origin = setup.policy(config, workdir, step=_STEP.value)
-        setup.save_model(output, model, tokens, params)
-        metrics.say(f"wrote {origin} as {output}")
+        policy = setup.policy(config, workdir, step=_STEP.value)
+        value = None
+        if _VALUE.value:
+            value = setup.restore(config, workdir, "value", decoder.Value, step=_STEP.value)[1]
+        path = workdir / "config.json"
+        run = json.loads(path.read_text()) if path.exists() else json.loads(config.to_json_best_effort())
+        setup.save_model(
+            output,
+            policy.model,
+            policy.tokens,
+            policy.params,
+            value=value,
+            dtype=setup.dtype(_DTYPE.value) if _DTYPE.value else None,
+            max_shard_gb=_MAX_SHARD_GB.value,
+            card=report.model_card(workdir, run, name=output.name, **policy.extra),
+        )
+        metrics.say(f"wrote {policy.origin} as {output}")
 
 
 if __name__ == "__main__":

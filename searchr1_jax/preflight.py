@@ -32,7 +32,11 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"rollout.temperature of {c.rollout.temperature} is greedy and explores nothing; use a positive one"
             " (evaluation.decoding chooses greedy decoding for evaluation)"
         )
-    if c.algorithm.advantage == "group_standardised" and c.algorithm.kl_in == "reward" and c.algorithm.kl_coefficient:
+    if (
+        c.algorithm.advantage == "group_standardised"
+        and c.algorithm.kl_in == "reward"
+        and c.algorithm.kl_coefficient
+    ):
         raise ValueError(
             f"algorithm.kl_in is {c.algorithm.kl_in!r}, but group_standardised advantages are made of the rewards of"
             ' whole trajectories and would leave the KL out; set it to "loss"'

@@ -47,7 +47,7 @@ def main(argv):
             ],
             vocab_size=c.vocab_size,
             added_tokens=list(protocol.TAGS),
-            directory=workdir / "tokenizer",
+            directory=workdir / setup.RUN_TOKENIZER,
         )
         model = model_config.ModelConfig(
             family="qwen2",

@@ -1,8 +1,10 @@
-"""Pictures of a run, made from its metrics.jsonl."""
+"""What a run looks like to others: its learning curve, and the card of its exported model."""
 
 from __future__ import annotations
 
+import json
 import pathlib
+from typing import Any
 
 from searchr1_jax import metrics
 
@@ -44,3 +46,61 @@ def learning_curve(workdir: pathlib.Path) -> None:
     figure.savefig(temporary, dpi=120)
     temporary.replace(workdir / "learning_curve.png")
     pyplot.close(figure)
+
+
+def model_card(
+    workdir: pathlib.Path, run: dict[str, Any], *, name: str, base: str, step: int, **_: Any
+) -> str:
+    """README.md of an exported model: what it is, how it was trained, what it scored.
+
+    Args:
+      run: the resolved config of the run.
+      base: the model that training started from.
+      step: of the checkpoint.
+    """
+    algorithm = "PPO" if run["algorithm"]["advantage"] == "gae" else "GRPO"
+    rows = []
+    for path in sorted((workdir / "eval").glob("*.json")):
+        if not path.name.startswith("validation-"):
+            results = json.loads(path.read_text())
+            figures = f"{results['em']:.3f} | {results['searches']:.2f}"
+            rows.append(
+                f"| {path.stem} | {results['split']} | {results['decoding']} | {results['n']} | {figures} |"
+            )
+    scores = ["No evaluation of this run was found."]
+    if rows:
+        head = ["| evaluation | split | decoding | questions | exact match | searches |", "|" + " --- |" * 6]
+        scores = head + rows
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {base}",
+            "library_name: transformers",
+            "pipeline_tag: text-generation",
+            "tags: [search-r1, reinforcement-learning]",
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"A language model that searches: `{base}`, trained with {algorithm} for {step} steps by searchr1_jax,",
+            "after Search-R1 (Jin et al., 2025). It ends a turn with `</search>` or `</answer>`, the stop strings of its",
+            "generation config, and expects passages between `<information>` and `</information>` after a search.",
+            "",
+            "## Evaluation",
+            "",
+            *scores,
+            "",
+            "## Prompt",
+            "",
+            "```",
+            run["protocol"]["prompt"].rstrip("\n"),
+            "```",
+            "",
+            "## Config",
+            "",
+            "```json",
+            json.dumps(run, indent=2),
+            "```",
+            "",
+        ]
+    )

@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import sys
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from absl import app
 from absl import flags
@@ -44,6 +44,7 @@ from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer
 
 Config = ml_collections.ConfigDict
+RUN_TOKENIZER = "tokenizer"  # of a workdir: the files of its policy's tokenizer
 
 
 @functools.cache  # several verbs in one process share them
@@ -135,6 +136,17 @@ def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
     )
 
 
+def model_directory(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
+    """A Hugging Face directory of the config: in the workdir, as it is, or from the hub where it reads like an id.
+
+    Raises:
+      ValueError: naming the config key.
+    """
+    if not any(path.exists() for path in (workdir / name, pathlib.Path(name))) and hf.is_hub_id(name):
+        return hf.directory(name)
+    return find(name, workdir, key)
+
+
 def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Questions]:
     """The data sets of a split: "train", "validation" or "test"."""
     names = getattr(config.data, split)
@@ -148,6 +160,11 @@ def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Ques
 
 def dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
+
+
+def compute(config: Config) -> decoder.Compute:
+    c = config.model
+    return decoder.Compute(dtype=dtype(c.compute_dtype), remat=c.remat, attention=c.attention)
 
 
 def texts(config: Config) -> protocol.Protocol:
@@ -212,7 +229,7 @@ def rollout(
         stop_table.build(pieces),
         eos_ids=tokens.eos_ids,
         max_turn_tokens=c.max_turn_tokens,
-        dtype=dtype(config.model.compute_dtype),
+        dtype=dtype(config.model.actor_dtype),
     )
     limits = episodes.Limits(
         max_turns=c.max_turns,
@@ -222,25 +239,45 @@ def rollout(
     return actor, episodes.Rollout(actor, environment_, tokens, limits)
 
 
+class Policy(NamedTuple):
+    """A policy to act with or to export."""
+
+    model: model_config.ModelConfig
+    tokens: tokenizer.Tokenizer
+    params: decoder.Params
+    origin: str  # where it is from, in words
+    extra: dict[str, Any]  # what its checkpoint says of it; empty without one
+
+
 def policy(
     config: Config, workdir: pathlib.Path, *, model: str | None = None, step: int | None = None
-) -> tuple[model_config.ModelConfig, tokenizer.Tokenizer, decoder.Params, str]:
-    """A trained policy, and in words where it is from.
+) -> Policy:
+    """A policy with its tokenizer, from a checkpoint alone or from a Hugging Face directory.
 
     Args:
-      model: Hugging Face directory; None takes the workdir's checkpoint.
+      model: Hugging Face directory or hub id; None takes the workdir's checkpoint.
       step: of the checkpoint; None takes the newest.
     Raises:
       ValueError: where there is no such checkpoint.
     """
-    path = pathlib.Path(model) if model else find(config.model.path, workdir, "model.path")
-    shape, tokens, weights = (
-        hf.read_config(path),
-        tokenizer.Tokenizer.load(path),
-        dtype(config.model.param_dtype),
-    )
+    weights = dtype(config.model.param_dtype)
     if model:
-        return shape, tokens, hf.load(path, dtype=weights), str(path)
+        path = hf.directory(model)
+        shape, tokens = hf.read_config(path), tokenizer.Tokenizer.load(path)
+        return Policy(shape, tokens, hf.load(path, dtype=weights), str(model), {})
+    shape, restored, origin, extra = restore(config, workdir, "policy", decoder.Policy, step=step)
+    tokens = tokenizer.Tokenizer.load(workdir / RUN_TOKENIZER)
+    return Policy(shape, tokens, restored, origin, extra)
+
+
+def restore(
+    config: Config, workdir: pathlib.Path, name: str, kind: type, *, step: int | None = None
+) -> tuple[model_config.ModelConfig, decoder.Params, str, dict[str, Any]]:
+    """One model of a checkpoint ("policy" or "value"): its shape, weights, origin in words, and the extra JSON.
+
+    Raises:
+      ValueError: where there is no such checkpoint.
+    """
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     chosen = checkpoints.latest if step is None else step
     if chosen is None or chosen not in checkpoints.steps:
@@ -249,25 +286,54 @@ def policy(
             + ("" if step is None else f", not {step}")
             + "; run python -m searchr1_jax.train first, choose another --step, or name a --model"
         )
-    _, abstract = decoder.abstract(decoder.Policy, shape, weights)
-    params = checkpoints.restore(chosen, {"policy": abstract})[0]["policy"]
+    _, extra = checkpoints.restore(chosen, {})
+    shape = model_config.from_hf(extra["model"])
+    if name == "value" and not extra["has_value_model"]:
+        raise ValueError(f"{workdir}/checkpoints/{chosen} has no value model; leave out --value")
+    _, abstract = decoder.abstract(kind, shape, dtype(config.model.param_dtype))
+    params = checkpoints.restore(chosen, {name: abstract})[0][name]
     checkpoints.close()
-    return shape, tokens, params, f"{workdir}/checkpoints/{chosen}"
+    return shape, params, f"{workdir}/checkpoints/{chosen}", extra
 
 
 def save_model(
-    output: pathlib.Path, model: model_config.ModelConfig, tokens: tokenizer.Tokenizer, params: decoder.Params
+    output: pathlib.Path,
+    model: model_config.ModelConfig,
+    tokens: tokenizer.Tokenizer,
+    params: decoder.Params,
+    *,
+    value: decoder.Params | None = None,
+    dtype: jnp.dtype | None = None,
+    max_shard_gb: float = 5.0,
+    card: str | None = None,
 ) -> None:
-    """Writes a policy as a Hugging Face directory, which appears when it is whole and replaces what was there."""
+    """Writes a policy as a Hugging Face directory, which appears when it is whole and replaces what was there.
+
+    Args:
+      value: a value model, written beside it into `value/`.
+      dtype: of the files; None keeps the weights' own.
+      card: text of its README.md.
+    """
     temporary = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tokens.save(temporary)
-    stops = list(protocol.STOP_TAGS)
-    hf.save(temporary, model, parallel.to_host(params), eos_ids=tokens.eos_ids, stop_strings=stops)
-    if output.exists():
-        shutil.rmtree(output)
-    temporary.rename(output)
+    if jax.process_index() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        tokens.save(temporary)
+        if card is not None:
+            (temporary / "README.md").write_text(card)
+    options = dict(
+        dtype=dtype,
+        max_shard_bytes=int(max_shard_gb * 1e9),
+        eos_ids=tokens.eos_ids,
+        stop_strings=protocol.STOP_TAGS,
+    )
+    hf.save(temporary, model, params, **options)
+    if value is not None:
+        hf.save(temporary / "value", model, value, kind=decoder.Value, **options)
+    if jax.process_index() == 0:
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.rename(output)
 
 
 def decoding(config: Config, name: str) -> engine.Decoding:
@@ -319,8 +385,7 @@ def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
             value_warmup_steps=config.learner.value_warmup_steps,
             temperature=config.rollout.temperature,
             vocab_chunk=config.learner.vocab_chunk,
-            remat=config.model.remat,
-            dtype=dtype(config.model.compute_dtype),
+            compute=compute(config),
             policy_optimizer=optimizer_config(config.policy, steps),
             value_optimizer=optimizer_config(config.value, steps),
         ),

@@ -66,7 +66,7 @@ def main(argv):
     config = _CONFIG.value
     c = config.sft
     with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "sft"):
-        start_from = setup.find(c.model, workdir, "sft.model")
+        start_from = setup.model_directory(c.model, workdir, "sft.model")
         model, tokens, texts = (
             hf.read_config(start_from),
             tokenizer.Tokenizer.load(start_from),
@@ -76,8 +76,7 @@ def main(argv):
         learner = supervised.SupervisedLearner(
             model,
             setup.optimizer_config(c.optimizer, total),
-            dtype=setup.dtype(config.model.compute_dtype),
-            remat=config.model.remat,
+            compute=setup.compute(config),
             vocab_chunk=config.learner.vocab_chunk,
         )
         state = learner.init(hf.load(start_from, dtype=setup.dtype(config.model.param_dtype)))

@@ -26,6 +26,7 @@ from searchr1_jax.data import packing
 from searchr1_jax.data import stream as stream_lib
 from searchr1_jax.learning import advantages
 from searchr1_jax.learning import update
+from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
@@ -45,7 +46,7 @@ def main(argv):
 
 def train(config: setup.Config, workdir: pathlib.Path) -> None:
     """The whole run, or what is left of it."""
-    model_path = setup.find(config.model.path, workdir, "model.path")
+    model_path = setup.model_directory(config.model.path, workdir, "model.path")
     model, tokens = hf.read_config(model_path), tokenizer.Tokenizer.load(model_path)
     reward_of = rewards.resolve(config.reward)
     decodings = {name: setup.decoding(config, name) for name in config.evaluation.decoding}
@@ -60,11 +61,10 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
 
     stream = stream_lib.QuestionStream(sources, seed=config.seed, batch_questions=config.rollout.questions)
     param_dtype = setup.dtype(config.model.param_dtype)
-    reference = hf.load(model_path, dtype=param_dtype)
+    reference = hf.load(model_path, dtype=setup.dtype(config.model.reference_dtype))
     value = None
     if learner.config.has_value_model:  # the policy's body with a fresh head
-        value = decoder.init(decoder.Value, model, seed=config.seed, dtype=param_dtype)
-        value["decoder"] = hf.load(model_path, dtype=param_dtype)["decoder"]
+        value = hf.load(model_path, kind=decoder.Value, dtype=param_dtype)
     state = learner.init(hf.load(model_path, dtype=param_dtype), value)
 
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -75,6 +75,12 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
         stream.restore(extra["stream"])
         metrics.say(f"resuming after step {step} of {config.learner.steps}")
     setup.claim_workdir(config, workdir)  # only now: what could not start has claimed nothing
+    tokens.save(workdir / setup.RUN_TOKENIZER)
+    about = {  # all that export needs to know beside the weights
+        "model": model_config.to_hf(model, dtype=str(param_dtype)),
+        "base": config.model.path,
+        "has_value_model": learner.config.has_value_model,
+    }
     writer = metrics.Writer(workdir, step=step)
     stop = _StopSignal()
 
@@ -120,7 +126,7 @@ def train(config: setup.Config, workdir: pathlib.Path) -> None:
         metrics.say(f"step {step}/{config.learner.steps}  " + _line(values))
         stopping = stop.requested  # read once: no stop without a checkpoint
         if step % config.checkpoint.every == 0 or last or stopping:
-            checkpoints.save(step, state._asdict(), {"stream": stream.state()})
+            checkpoints.save(step, state._asdict(), about | {"stream": stream.state(), "step": step})
     checkpoints.close()
     writer.close()
     report.learning_curve(workdir)

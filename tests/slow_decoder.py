@@ -7,10 +7,13 @@ weights, which `models/test_hf.py` compares with transformers', and nothing else
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
+
+COMPUTE = decoder.Compute(dtype=jnp.float32, remat=False, attention="xla")
 
 
 def tiny_config(**changes) -> model_config.ModelConfig:
@@ -51,10 +54,29 @@ def _norm(x, scale, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
 
 
-def _turn(x_TH, theta):
-    """Pair (i, i + H/2) is a complex number, turned by the angle position · θ^(-2i/H)."""
+def _frequencies(c):
+    """θ^(-2i/H), with Llama 3's three cases told apart one by one."""
+    plain = c.rope_theta ** (-2 * np.arange(c.head_dim // 2) / c.head_dim)
+    if (s := c.rope_scaling) is None:
+        return plain
+    stretched = []
+    for frequency in plain:
+        wavelength = 2 * np.pi / frequency
+        if wavelength < s.original_max_positions / s.high_freq_factor:
+            stretched.append(frequency)
+        elif wavelength > s.original_max_positions / s.low_freq_factor:
+            stretched.append(frequency / s.factor)
+        else:
+            share = s.original_max_positions / wavelength - s.low_freq_factor
+            share /= s.high_freq_factor - s.low_freq_factor
+            stretched.append((1 - share) * frequency / s.factor + share * frequency)
+    return np.array(stretched)
+
+
+def _turn(x_TH, frequencies):
+    """Pair (i, i + H/2) is a complex number, turned by the angle position · frequency i."""
     time, width = x_TH.shape
-    angle = np.arange(time)[:, None] * theta ** (-2 * np.arange(width // 2) / width)
+    angle = np.arange(time)[:, None] * frequencies
     turned = (x_TH[:, : width // 2] + 1j * x_TH[:, width // 2 :]) * np.exp(1j * angle)
     return np.concatenate([turned.real, turned.imag], axis=-1)
 
@@ -64,21 +86,25 @@ def run(params: decoder.Params, c: model_config.ModelConfig, tokens) -> tuple[np
     body = jax.tree.map(lambda x: np.asarray(x, np.float64), params["decoder"])
     x = body["embedding"][np.asarray(tokens)]
     seen = np.tril(np.ones((len(x), len(x)), bool))
+    frequencies = _frequencies(c)
     attention = np.zeros((c.layers, c.heads, len(x), len(x)))
     for layer in range(c.layers):
         w = {name: value[layer] for name, value in body["layers"].items()}
         y = _norm(x, w["attention_norm"], c.norm_eps)
         for head in range(c.heads):
             kv = head // (c.heads // c.kv_heads)
-            q = _turn(y @ w["wq"][:, head] + w["bq"][head], c.rope_theta)
-            k = _turn(y @ w["wk"][:, kv] + w["bk"][kv], c.rope_theta)
-            v = y @ w["wv"][:, kv] + w["bv"][kv]
+            q, k, v = y @ w["wq"][head].T, y @ w["wk"][kv].T, y @ w["wv"][kv].T
+            if "bq" in w:
+                q, k, v = q + w["bq"][head], k + w["bk"][kv], v + w["bv"][kv]
+            if "q_norm" in w:
+                q, k = _norm(q, w["q_norm"], c.norm_eps), _norm(k, w["k_norm"], c.norm_eps)
+            q, k = _turn(q, frequencies), _turn(k, frequencies)
             scores = np.where(seen, q @ k.T / np.sqrt(c.head_dim), -np.inf)
             attention[layer, head] = np.exp(log_softmax(scores))
-            x = x + attention[layer, head] @ v @ w["wo"][head]
+            x = x + attention[layer, head] @ v @ w["wo"][:, head].T
         y = _norm(x, w["mlp_norm"], c.norm_eps)
-        gate = y @ w["gate"]
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
+        gate = y @ w["gate"].T
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"].T)) @ w["down"].T
     return _norm(x, body["norm"], c.norm_eps), attention
 
 

@@ -1,5 +1,6 @@
 """The mesh and its table; eight devices compute what one does, in the layout that the table says."""
 
+import dataclasses
 import functools
 
 import jax
@@ -21,22 +22,22 @@ LAYOUT = {
     "decoder/embedding": (X, F),
     "decoder/norm": (None,),
     "decoder/layers/attention_norm": (None, None),
-    "decoder/layers/wq": (None, F, X, None),
-    "decoder/layers/wk": (None, F, X, None),
-    "decoder/layers/wv": (None, F, X, None),
-    "decoder/layers/wo": (None, X, None, F),
+    "decoder/layers/wq": (None, X, None, F),
+    "decoder/layers/wk": (None, X, None, F),
+    "decoder/layers/wv": (None, X, None, F),
+    "decoder/layers/wo": (None, F, X, None),
     "decoder/layers/bq": (None, X, None),
     "decoder/layers/bk": (None, X, None),
     "decoder/layers/bv": (None, X, None),
     "decoder/layers/mlp_norm": (None, None),
-    "decoder/layers/gate": (None, F, X),
-    "decoder/layers/up": (None, F, X),
-    "decoder/layers/down": (None, X, F),
+    "decoder/layers/gate": (None, X, F),
+    "decoder/layers/up": (None, X, F),
+    "decoder/layers/down": (None, F, X),
     "head": (X, F),
 }
 SHARED_KV_LAYOUT = LAYOUT | {
-    "decoder/layers/wk": (None, F, None, None),
-    "decoder/layers/wv": (None, F, None, None),
+    "decoder/layers/wk": (None, None, None, F),
+    "decoder/layers/wv": (None, None, None, F),
     "decoder/layers/bk": (None, None, None),
     "decoder/layers/bv": (None, None, None),
 }
@@ -67,17 +68,17 @@ def computed(shape):
         def logits(params, tokens, position, segment, weight):
             policy = decoder.bind(graph, params["policy"])
             return policy.logits(
-                policy.decoder.packed(tokens, position, segment, dtype=jnp.float32, remat=False)
+                policy.decoder.packed(tokens, position, segment, slow_decoder.COMPUTE)
             )
 
         @jax.jit
         @jax.value_and_grad
         def loss_and_gradient(params, tokens, position, segment, weight):
             rows = tokens, position, segment
-            settings = dict(dtype=jnp.float32, remat=True)
+            compute = dataclasses.replace(slow_decoder.COMPUTE, remat=True)
             policy = decoder.bind(graph, params["policy"])
-            logp, entropy = policy.token_statistics(*rows, temperature=0.8, vocab_chunk=8, **settings)
-            value = decoder.bind(value_graph, params["value"])(*rows, **settings)
+            logp, entropy = policy.token_statistics(*rows, compute, temperature=0.8, vocab_chunk=8)
+            value = decoder.bind(value_graph, params["value"])(*rows, compute)
             return jnp.sum(weight * (logp + 0.3 * entropy + jnp.square(value)))
 
         loss, gradient = loss_and_gradient(params, *arrays)
@@ -142,7 +143,7 @@ def test_gathered_weights_are_whole_over_fsdp():
     mesh = meshes.make(2, 2, 2)
     with jax.set_mesh(mesh):
         _, target = decoder.abstract(decoder.Policy, CONFIG, gathered=True)
-        assert target["decoder"]["layers"]["down"].sharding.spec == jax.P(None, X, None)
+        assert target["decoder"]["layers"]["down"].sharding.spec == jax.P(None, None, X)
         whole = jax.jit(lambda x: parallel.gather_weight(x, ("mlp", "embed")))(
             parallel.to_mesh(np.arange(16.0).reshape(4, 4), "mlp", "embed")
         )

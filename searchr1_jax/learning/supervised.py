@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -31,12 +30,11 @@ class SupervisedLearner:
         model: model_config.ModelConfig,
         config: optimizer.OptimizerConfig,
         *,
-        dtype: jnp.dtype,
-        remat: bool,
+        compute: decoder.Compute,
         vocab_chunk: int,
     ):
         self._config, self._graph = config, decoder.abstract(decoder.Policy, model)[0]
-        self._options = dict(temperature=1.0, dtype=dtype, remat=remat, vocab_chunk=vocab_chunk)
+        self._options = {"compute": compute, "temperature": 1.0, "vocab_chunk": vocab_chunk}
         self._update = jax.jit(self._update_program, donate_argnums=0)
 
     def init(self, policy: decoder.Params) -> SupervisedState:

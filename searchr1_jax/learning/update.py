@@ -45,8 +45,7 @@ class UpdateConfig:
     value_warmup_steps: int  # first rollouts that train the value model only
     temperature: float  # of the distribution that log-probs are of; the rollout's
     vocab_chunk: int
-    remat: bool
-    dtype: jnp.dtype  # of the arithmetic
+    compute: decoder.Compute
     policy_optimizer: optimizer.OptimizerConfig
     value_optimizer: optimizer.OptimizerConfig
 
@@ -134,13 +133,13 @@ class Learner:
         c = self.config
         return decoder.bind(self._policy_graph, params).token_statistics(
             b.tokens, b.position, b.segment,
-            temperature=c.temperature, dtype=c.dtype, remat=c.remat, vocab_chunk=c.vocab_chunk,
+            c.compute, temperature=c.temperature, vocab_chunk=c.vocab_chunk,
         )  # fmt: skip
 
     def _values(self, params, b: types.Batch):
         c = self.config
         model = decoder.bind(self._value_graph, params)
-        return model(b.tokens, b.position, b.segment, dtype=c.dtype, remat=c.remat)
+        return model(b.tokens, b.position, b.segment, c.compute)
 
     def _score_program(self, policy, reference, value, batch: types.Batch) -> Scores:
         arrays = dataclasses.replace(batch, micro_batches=batch.tokens)

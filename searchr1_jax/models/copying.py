@@ -27,12 +27,12 @@ def prime(params: decoder.Params, config: model_config.ModelConfig) -> decoder.P
     c, group = config, config.heads // config.kv_heads
     layers = {name: np.array(value) for name, value in params["decoder"]["layers"].items()}
     for head in range(c.heads):
-        layers["wq"][:, :, head] = layers["wk"][:, :, head // group]
-        layers["wo"][:, head] = np.swapaxes(layers["wv"][:, :, head // group], 1, 2)
+        layers["wq"][:, head] = layers["wk"][:, head // group]
+        layers["wo"][:, :, head] = np.swapaxes(layers["wv"][:, head // group], 1, 2)
     half = c.head_dim // 2
     frequency = c.rope_theta ** (-np.arange(half) / half)
     layers["bk"][0, 0] = _ATTENTION * np.concatenate([np.ones(half), np.zeros(half)])
     layers["bq"][0, :group] = _ATTENTION * np.concatenate([np.cos(frequency), -np.sin(frequency)])
-    layers["wk"][0, :, 0] *= _QUIET
-    layers["wq"][0, :, :group] *= _QUIET
+    layers["wk"][0, 0] *= _QUIET
+    layers["wq"][0, :group] *= _QUIET
     return params | {"decoder": params["decoder"] | {"layers": layers}}

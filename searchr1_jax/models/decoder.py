@@ -12,6 +12,7 @@ travel as pure dictionaries of arrays (`init`, `abstract`), and `bind` makes a m
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, Callable
 
@@ -20,12 +21,22 @@ import jax
 import jax.numpy as jnp
 
 from searchr1_jax import parallel
+from searchr1_jax.models import attention
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import layers
 
 Params = dict[str, Any]
 # (layer index, carry, q[B,T,N,H], k[B,T,K,H], v[B,T,K,H]) -> (attended[B,T,N,H], carry)
 Attend = Callable[[jax.Array, Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How the arithmetic is done; none of it changes what is computed but for rounding."""
+
+    dtype: jnp.dtype  # of weights in use and activations; norms, logits and softmaxes are float32
+    remat: bool  # keep only the layers' inputs for the backward pass and compute the rest again
+    attention: str  # over packed rows: "auto" or a key of `attention.KERNELS`
 
 
 def _normal(fan_in: int):
@@ -57,20 +68,24 @@ class Layers(Weights):
         self.config = c
         declare = functools.partial(self.declare, rngs=rngs, dtype=dtype)
         ones, zeros = nnx.initializers.ones, nnx.initializers.zeros
+        # As in checkpoints: what a projection makes comes first, what it reads last. So loading never transposes.
         # fmt: off
         declare("attention_norm", shape=(n, d), axes=("layers", "norm"), initialiser=ones)
-        declare("wq", shape=(n, d, heads, h), axes=("layers", "embed", "heads", "head_dim"), initialiser=_normal(d))
-        declare("wk", shape=(n, d, kv, h), axes=("layers", "embed", "kv_heads", "head_dim"), initialiser=_normal(d))
-        declare("wv", shape=(n, d, kv, h), axes=("layers", "embed", "kv_heads", "head_dim"), initialiser=_normal(d))
-        declare("wo", shape=(n, heads, h, d), axes=("layers", "heads", "head_dim", "embed"), initialiser=_normal(d))
+        declare("wq", shape=(n, heads, h, d), axes=("layers", "heads", "head_dim", "embed"), initialiser=_normal(d))
+        declare("wk", shape=(n, kv, h, d), axes=("layers", "kv_heads", "head_dim", "embed"), initialiser=_normal(d))
+        declare("wv", shape=(n, kv, h, d), axes=("layers", "kv_heads", "head_dim", "embed"), initialiser=_normal(d))
+        declare("wo", shape=(n, d, heads, h), axes=("layers", "embed", "heads", "head_dim"), initialiser=_normal(d))
         if c.attention_bias:
             declare("bq", shape=(n, heads, h), axes=("layers", "heads", "head_dim"), initialiser=zeros)
             declare("bk", shape=(n, kv, h), axes=("layers", "kv_heads", "head_dim"), initialiser=zeros)
             declare("bv", shape=(n, kv, h), axes=("layers", "kv_heads", "head_dim"), initialiser=zeros)
+        if c.qk_norm:
+            declare("q_norm", shape=(n, h), axes=("layers", "head_dim"), initialiser=ones)
+            declare("k_norm", shape=(n, h), axes=("layers", "head_dim"), initialiser=ones)
         declare("mlp_norm", shape=(n, d), axes=("layers", "norm"), initialiser=ones)
-        declare("gate", shape=(n, d, f), axes=("layers", "embed", "mlp"), initialiser=_normal(d))
-        declare("up", shape=(n, d, f), axes=("layers", "embed", "mlp"), initialiser=_normal(d))
-        declare("down", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=_normal(f))
+        declare("gate", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=_normal(d))
+        declare("up", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=_normal(d))
+        declare("down", shape=(n, d, f), axes=("layers", "embed", "mlp"), initialiser=_normal(f))
         # fmt: on
 
     def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend) -> tuple[jax.Array, Any]:
@@ -78,18 +93,21 @@ class Layers(Weights):
         rows = parallel.spec("batch", None, None)
 
         y = layers.rms_norm(x_BTD, self.use("attention_norm"), c.norm_eps)
-        q = jnp.einsum("BTD,DNH->BTNH", y, self.use("wq", dtype))
-        k = jnp.einsum("BTD,DKH->BTKH", y, self.use("wk", dtype))
-        v = jnp.einsum("BTD,DKH->BTKH", y, self.use("wv", dtype))
+        q = jnp.einsum("BTD,NHD->BTNH", y, self.use("wq", dtype))
+        k = jnp.einsum("BTD,KHD->BTKH", y, self.use("wk", dtype))
+        v = jnp.einsum("BTD,KHD->BTKH", y, self.use("wv", dtype))
         if c.attention_bias:
             q, k, v = q + self.use("bq", dtype), k + self.use("bk", dtype), v + self.use("bv", dtype)
+        if c.qk_norm:
+            q = layers.rms_norm(q, self.use("q_norm"), c.norm_eps)
+            k = layers.rms_norm(k, self.use("k_norm"), c.norm_eps)
         attended, carry = attend(layers.rotate(q, cos, sin), layers.rotate(k, cos, sin), v)
-        x_BTD = x_BTD + jnp.einsum("BTNH,NHD->BTD", attended, self.use("wo", dtype), out_sharding=rows)
+        x_BTD = x_BTD + jnp.einsum("BTNH,DNH->BTD", attended, self.use("wo", dtype), out_sharding=rows)
 
         y = layers.rms_norm(x_BTD, self.use("mlp_norm"), c.norm_eps)
-        gate = jnp.einsum("BTD,DF->BTF", y, self.use("gate", dtype))
-        up = jnp.einsum("BTD,DF->BTF", y, self.use("up", dtype))
-        down = jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.use("down", dtype), out_sharding=rows)
+        gate = jnp.einsum("BTD,FD->BTF", y, self.use("gate", dtype))
+        up = jnp.einsum("BTD,FD->BTF", y, self.use("up", dtype))
+        down = jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, self.use("down", dtype), out_sharding=rows)
         return x_BTD + down, carry
 
 
@@ -117,7 +135,7 @@ class Decoder(Weights):
         c = self.config
         table = jax.sharding.reshard(self.use("embedding", dtype), jax.P())  # rows come from any shard
         x_BTD = table.at[token_BT].get(out_sharding=parallel.spec("batch", None, None))
-        cos, sin = layers.rotary_tables(position_BT, c.head_dim, c.rope_theta)
+        cos, sin = layers.rotary_tables(position_BT, c.head_dim, c.rope_theta, c.rope_scaling)
         graph, stacked = nnx.split(self.layers)
 
         def layer(state, index_and_weights):
@@ -130,7 +148,7 @@ class Decoder(Weights):
         (x_BTD, carry), _ = jax.lax.scan(body, (x_BTD, carry), (jnp.arange(c.layers), stacked))
         return layers.rms_norm(x_BTD, self.use("norm"), c.norm_eps), carry
 
-    def packed(self, token_BT, position_BT, segment_BT, *, dtype, remat) -> jax.Array:
+    def packed(self, token_BT, position_BT, segment_BT, compute: Compute) -> jax.Array:
         """Hidden states *before* each token of packed rows: entry t is what predicts token t.
 
         This is the one shift between predictions and tokens. The first token of a segment has nothing before
@@ -138,10 +156,12 @@ class Decoder(Weights):
         first token.
         """
 
-        def attend(index, carry, q, k, v):
-            return layers.packed_attention(q, k, v, segment_BT), carry
+        kernel = attention.choose(compute.attention, compute.dtype)
 
-        hidden, _ = self(token_BT, position_BT, attend, dtype=dtype, remat=remat)
+        def attend(index, carry, q, k, v):
+            return layers.packed_attention(kernel, q, k, v, segment_BT), carry
+
+        hidden, _ = self(token_BT, position_BT, attend, dtype=compute.dtype, remat=compute.remat)
         return jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
 
@@ -165,7 +185,7 @@ class Policy(Weights):
         return jnp.einsum("BTD,VD->BTV", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
 
     def token_statistics(
-        self, token_BT, position_BT, segment_BT, *, temperature, dtype, remat, vocab_chunk
+        self, token_BT, position_BT, segment_BT, compute: Compute, *, temperature, vocab_chunk
     ) -> tuple[jax.Array, jax.Array]:
         """Log-prob of each token given those before it, and entropy of the distribution it came from.
 
@@ -176,13 +196,13 @@ class Policy(Weights):
         Raises:
           ValueError: where T is not a multiple of `vocab_chunk`.
         """
-        before_BTD = self.decoder.packed(token_BT, position_BT, segment_BT, dtype=dtype, remat=remat)
+        before_BTD = self.decoder.packed(token_BT, position_BT, segment_BT, compute)
         batch, time, width = before_BTD.shape
         if time % vocab_chunk:
             raise ValueError(
                 f"rows of {time} tokens are not whole chunks of {vocab_chunk}; set learner.vocab_chunk"
             )
-        head_VD = self.output_embedding(dtype)
+        head_VD = self.output_embedding(compute.dtype)
         chunked = (batch, time // vocab_chunk, vocab_chunk)
 
         @jax.checkpoint
@@ -211,9 +231,9 @@ class Value(Weights):
         self.decoder = Decoder(c, rngs, dtype)
         self.declare("head", rngs, (c.width,), ("norm",), nnx.initializers.zeros, dtype)
 
-    def __call__(self, token_BT, position_BT, segment_BT, *, dtype, remat) -> jax.Array:
+    def __call__(self, token_BT, position_BT, segment_BT, compute: Compute) -> jax.Array:
         """float32[B, T]; a segment's first entry is meaningless."""
-        before_BTD = self.decoder.packed(token_BT, position_BT, segment_BT, dtype=dtype, remat=remat)
+        before_BTD = self.decoder.packed(token_BT, position_BT, segment_BT, compute)
         return jnp.einsum("BTD,D->BT", before_BTD.astype(jnp.float32), self.use("head").astype(jnp.float32))
 
 

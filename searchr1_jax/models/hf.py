@@ -1,80 +1,106 @@
-"""Weights in and out of the Hugging Face format: config.json and safetensors.
+"""Models in and out of the Hugging Face format: config.json and safetensors.
 
     directory ─ read_config ─▶ ModelConfig       directory ─ load ─▶ pure dict of sharded arrays
     pure dict ─ save ─▶ directory
 
-Our parameters are stacked over layers and keep heads apart; Hugging Face's linear weights are [out, in], one
-tensor a layer. `_TENSORS` is the whole mapping.
+Our parameters are those of the checkpoint, stacked over layers, with heads apart from their width: a tensor and its
+parameter differ by a reshape, never by a transposition. `_TENSORS` is the whole mapping.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any, Callable, NamedTuple
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors import numpy as safetensors_numpy
 
+from searchr1_jax import parallel
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
+from searchr1_jax.models import tensor_files
 
-
-class _Tensor(NamedTuple):
-    """One of our parameters: its name there, and how a tensor of that name (one layer's) is reshaped."""
-
-    name: str
-    to_ours: Callable[[np.ndarray, model_config.ModelConfig], np.ndarray]
-    to_theirs: Callable[[np.ndarray], np.ndarray]
-
-
-def _same(name: str) -> _Tensor:
-    return _Tensor(name, lambda x, c: x, lambda x: x)
-
-
-def _linear(name: str) -> _Tensor:  # [out, in] <-> [in, out]
-    return _Tensor(name, lambda x, c: x.T, lambda x: x.T)
-
-
-def _heads(name: str) -> _Tensor:  # [heads * H, D] <-> [D, heads, H]
-    return _Tensor(
-        name, lambda x, c: x.T.reshape(c.width, -1, c.head_dim), lambda x: x.reshape(x.shape[0], -1).T
-    )
-
-
-def _head_bias(name: str) -> _Tensor:  # [heads * H] <-> [heads, H]
-    return _Tensor(name, lambda x, c: x.reshape(-1, c.head_dim), lambda x: x.reshape(-1))
-
+Path = tuple[str, ...]
 
 _LAYER = "model.layers.{layer}."
-_TENSORS = {
-    ("decoder", "embedding"): _same("model.embed_tokens.weight"),
-    ("decoder", "norm"): _same("model.norm.weight"),
-    ("head",): _same("lm_head.weight"),
-    ("decoder", "layers", "attention_norm"): _same(_LAYER + "input_layernorm.weight"),
-    ("decoder", "layers", "wq"): _heads(_LAYER + "self_attn.q_proj.weight"),
-    ("decoder", "layers", "wk"): _heads(_LAYER + "self_attn.k_proj.weight"),
-    ("decoder", "layers", "wv"): _heads(_LAYER + "self_attn.v_proj.weight"),
-    ("decoder", "layers", "bq"): _head_bias(_LAYER + "self_attn.q_proj.bias"),
-    ("decoder", "layers", "bk"): _head_bias(_LAYER + "self_attn.k_proj.bias"),
-    ("decoder", "layers", "bv"): _head_bias(_LAYER + "self_attn.v_proj.bias"),
-    ("decoder", "layers", "wo"): _Tensor(  # [D, N * H] <-> [N, H, D]
-        _LAYER + "self_attn.o_proj.weight",
-        lambda x, c: x.T.reshape(-1, c.head_dim, c.width),
-        lambda x: x.reshape(-1, x.shape[-1]).T,
-    ),
-    ("decoder", "layers", "mlp_norm"): _same(_LAYER + "post_attention_layernorm.weight"),
-    ("decoder", "layers", "gate"): _linear(_LAYER + "mlp.gate_proj.weight"),
-    ("decoder", "layers", "up"): _linear(_LAYER + "mlp.up_proj.weight"),
-    ("decoder", "layers", "down"): _linear(_LAYER + "mlp.down_proj.weight"),
+# Our parameter -> the checkpoint's tensor, and how many of our dimensions (layers aside) make its first one.
+_TENSORS: dict[Path, tuple[str, int]] = {
+    ("decoder", "embedding"): ("model.embed_tokens.weight", 1),
+    ("decoder", "norm"): ("model.norm.weight", 1),
+    ("head",): ("lm_head.weight", 1),
+    ("decoder", "layers", "attention_norm"): (_LAYER + "input_layernorm.weight", 1),
+    ("decoder", "layers", "wq"): (_LAYER + "self_attn.q_proj.weight", 2),  # [N, H, D] of [N * H, D]
+    ("decoder", "layers", "wk"): (_LAYER + "self_attn.k_proj.weight", 2),
+    ("decoder", "layers", "wv"): (_LAYER + "self_attn.v_proj.weight", 2),
+    ("decoder", "layers", "bq"): (_LAYER + "self_attn.q_proj.bias", 2),
+    ("decoder", "layers", "bk"): (_LAYER + "self_attn.k_proj.bias", 2),
+    ("decoder", "layers", "bv"): (_LAYER + "self_attn.v_proj.bias", 2),
+    ("decoder", "layers", "q_norm"): (_LAYER + "self_attn.q_norm.weight", 1),
+    ("decoder", "layers", "k_norm"): (_LAYER + "self_attn.k_norm.weight", 1),
+    ("decoder", "layers", "wo"): (_LAYER + "self_attn.o_proj.weight", 1),  # [D, N, H] of [D, N * H]
+    ("decoder", "layers", "mlp_norm"): (_LAYER + "post_attention_layernorm.weight", 1),
+    ("decoder", "layers", "gate"): (_LAYER + "mlp.gate_proj.weight", 1),
+    ("decoder", "layers", "up"): (_LAYER + "mlp.up_proj.weight", 1),
+    ("decoder", "layers", "down"): (_LAYER + "mlp.down_proj.weight", 1),
 }
+_VALUE_HEAD = "value_head.weight"
 
 
-def _path(key_path) -> tuple[str, ...]:
+class _Stored(NamedTuple):
+    """A checkpoint's tensor as our parameters see it."""
+
+    path: Path
+    layer: int | None  # None: not stacked
+    shape: tuple[int, ...]  # in the file
+
+
+def _path(key_path: Any) -> Path:
     return tuple(key.key for key in key_path)
+
+
+def _stored(config: model_config.ModelConfig, abstract: decoder.Params, kind: type) -> dict[str, _Stored]:
+    """Name → tensor for all parameters, in a fixed order."""
+    tensors = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        path = _path(key_path)
+        if path == ("head",) and kind is decoder.Value:
+            tensors[_VALUE_HEAD] = _Stored(path, None, (1, *leaf.shape))
+            continue
+        name, joined = _TENSORS[path]
+        stacked = "layers" in path
+        dims = leaf.shape[stacked:]
+        shape = (int(np.prod(dims[:joined])),) + ((int(np.prod(dims[joined:])),) if dims[joined:] else ())
+        for i in range(config.layers) if stacked else [None]:
+            tensors[name.format(layer=i)] = _Stored(path, i, shape)
+    return tensors
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name reads like a model of the Hugging Face hub: owner/name."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def directory(name: str) -> pathlib.Path:
+    """A model's directory: the name itself where it is one, else fetched from the Hugging Face hub, once.
+
+    Raises:
+      ValueError: where neither has it.
+    """
+    path = pathlib.Path(name)
+    if path.is_dir():
+        return path
+    if not is_hub_id(name):
+        raise ValueError(f"{name!r} is no directory, nor a model id of the hub (owner/name)")
+    import huggingface_hub
+
+    files = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
+    except Exception as error:  # the hub's client raises many kinds; each says why in its own words
+        raise ValueError(f"{name!r} is no directory, and the hub did not give it: {error}") from error
 
 
 def read_config(directory: str | pathlib.Path) -> model_config.ModelConfig:
@@ -88,74 +114,78 @@ def read_config(directory: str | pathlib.Path) -> model_config.ModelConfig:
         raise ValueError(
             f"{directory} is no Hugging Face model directory: it has no config.json; set model.path"
         )
-    return model_config.from_hf(json.loads(path.read_text()))
+    try:
+        return model_config.from_hf(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch or export the model again") from error
 
 
-def _open_all(directory: pathlib.Path) -> dict[str, Any]:
-    """Every tensor name of the directory and the open safetensors file that holds it."""
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise ValueError(
-            f"{directory} holds no *.safetensors; set model.path to a Hugging Face model directory"
-        )
-    where = {}
-    for file in files:
-        try:
-            opened = safetensors.safe_open(file, framework="numpy")
-        except Exception as error:
-            raise ValueError(
-                f"{file} is truncated or no safetensors file: {error}; fetch or export it again"
-            ) from error
-        where |= {name: opened for name in opened.keys()}
-    return where
+def load(
+    directory: str | pathlib.Path, *, kind: type = decoder.Policy, dtype: jnp.dtype = jnp.float32
+) -> decoder.Params:
+    """A model's weights, each parameter straight into its shards on the mesh in use, one at a time.
 
-
-def load(directory: str | pathlib.Path, *, dtype: jnp.dtype = jnp.float32) -> decoder.Params:
-    """A policy's weights, each parameter straight into its shards on the mesh in use.
+    Each process reads the slices that its own devices hold. A value model takes its body from a policy's checkpoint,
+    and its head too where the checkpoint has one; else the head is zero.
 
     Raises:
       ValueError: listing all missing, unexpected and wrongly shaped tensors before anything is allocated.
     """
     directory = pathlib.Path(directory)
     config = read_config(directory)
-    where = _open_all(directory)
-    _, abstract = decoder.abstract(decoder.Policy, config, dtype)
-    _check_tensors(directory, config, abstract, where)
+    where = tensor_files.find(directory)
+    _, abstract = decoder.abstract(kind, config, dtype)
+    _check(directory, config, kind, abstract, where)
 
     def parameter(key_path, target):
         path = _path(key_path)
-        tensor = _TENSORS[path]
-
-        def read(name):
-            return tensor.to_ours(where[name].get_tensor(name), config)
+        if path == ("head",) and kind is decoder.Value:
+            name, stacked = _VALUE_HEAD, False
+            if name not in where:
+                return jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
+        else:
+            name, stacked = _TENSORS[path][0], "layers" in path
+        shards: dict[tuple, np.ndarray] = {}  # replicas share what was read
 
         def shard(index):
-            if "layers" not in path:
-                return read(tensor.name)[index].astype(dtype)
-            chosen = range(config.layers)[index[0]]
-            return np.stack([read(tensor.name.format(layer=i))[index[1:]] for i in chosen]).astype(dtype)
+            key = tuple((s.start, s.stop) for s in index)
+            if key not in shards:
+                shards[key] = _read(where, name, target, index, stacked)
+            return shards[key]
 
-        return jax.make_array_from_callback(target.shape, target.sharding, shard)
+        array = jax.make_array_from_callback(target.shape, target.sharding, shard)
+        return jax.block_until_ready(array)
 
     return jax.tree_util.tree_map_with_path(parameter, abstract)
 
 
-def _check_tensors(directory, config, abstract, where) -> None:
-    expected = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-        path = _path(key_path)
-        tensor, stacked = _TENSORS[path], "layers" in path
-        one = jax.eval_shape(tensor.to_theirs, jax.ShapeDtypeStruct(leaf.shape[stacked:], leaf.dtype))
-        for i in range(config.layers if stacked else 1):
-            expected[tensor.name.format(layer=i)] = list(one.shape)
-    # A tied head may be stored all the same; it is the embedding once more.
-    surplus = set(where) - set(expected) - ({"lm_head.weight"} if config.tied_embeddings else set())
+def _read(
+    where, name: str, target: jax.ShapeDtypeStruct, index: tuple[slice, ...], stacked: bool
+) -> np.ndarray:
+    if not stacked:
+        return np.asarray(where[name].view(target.shape)[index], target.dtype)
+    layers = range(target.shape[0])[index[0]]
+    shape = [len(range(size)[part]) for size, part in zip(target.shape[1:], index[1:], strict=True)]
+    out = np.empty((len(layers), *shape), target.dtype)
+    for row, layer in enumerate(layers):
+        out[row] = where[name.format(layer=layer)].view(target.shape[1:])[index[1:]]
+    return out
+
+
+def _check(directory, config, kind, abstract, where) -> None:
+    expected = _stored(config, abstract, kind)
+    if kind is decoder.Value:
+        expected.pop(_VALUE_HEAD)
+        allowed = {_VALUE_HEAD, "lm_head.weight"}
+    else:
+        # A tied head may be stored all the same; it is the embedding once more.
+        allowed = {"lm_head.weight"} if config.tied_embeddings else set()
     faults = [f"missing {name}" for name in expected if name not in where]
-    faults += [f"unexpected {name}" for name in sorted(surplus)]
-    for name, shape in expected.items():
-        if name in where and list(where[name].get_slice(name).get_shape()) != shape:
+    faults += [f"unexpected {name}" for name in sorted(set(where) - set(expected) - allowed)]
+    for name, tensor in expected.items():
+        if name in where and where[name].shape != tensor.shape:
             faults.append(
-                f"{name} has shape {where[name].get_slice(name).get_shape()}, config.json says {shape}"
+                f"{name} has shape {list(where[name].shape)}, config.json says {list(tensor.shape)}"
             )
     if faults:
         raise ValueError(f"{directory} does not hold the model of its config.json: " + "; ".join(faults))
@@ -166,30 +196,40 @@ def save(
     config: model_config.ModelConfig,
     params: decoder.Params,
     *,
-    eos_ids: frozenset[int],
-    stop_strings: list[str],
+    kind: type = decoder.Policy,
+    dtype: jnp.dtype | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    eos_ids: frozenset[int] = frozenset(),
+    stop_strings: tuple[str, ...] = (),
 ) -> None:
-    """Writes host weights as a directory that `transformers.AutoModelForCausalLM` loads.
+    """Writes weights as a directory that `transformers.AutoModelForCausalLM` loads.
+
+    Tensors are gathered, cast and written one at a time. With several processes all call this with the same
+    arguments: everyone takes part in the gathers, the first writes.
 
     Args:
-      params: numpy arrays, whole.
+      dtype: of the files; None keeps the weights' own.
       stop_strings: for generation_config.json; a policy that stops at tags never learned to write an EOS.
     """
     directory = pathlib.Path(directory)
+    leaves = {_path(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    dtype = np.dtype(dtype or next(iter(leaves.values())).dtype)
+    tensors = _stored(config, params, kind)
+
+    def gather(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        leaf = leaves[tensor.path]
+        return parallel.to_host(leaf if tensor.layer is None else leaf[tensor.layer]).reshape(tensor.shape)
+
+    if jax.process_index() != 0:
+        for name in tensors:
+            gather(name)
+        return
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for key_path, value in jax.tree_util.tree_leaves_with_path(params):
-        path = _path(key_path)
-        tensor = _TENSORS[path]
-        if "layers" in path:
-            for i, one in enumerate(value):
-                tensors[tensor.name.format(layer=i)] = np.ascontiguousarray(tensor.to_theirs(one))
-        else:
-            tensors[tensor.name] = np.ascontiguousarray(tensor.to_theirs(value))
-    dtype = str(next(iter(tensors.values())).dtype)
     eos = sorted(eos_ids)
-    settings = model_config.to_hf(config, dtype=dtype, eos_token_id=eos[0] if eos else None)
+    settings = model_config.to_hf(config, dtype=str(dtype), eos_token_id=eos[0] if eos else None)
     (directory / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    generation = {"eos_token_id": eos, "stop_strings": stop_strings, "do_sample": False}
+    generation = {"eos_token_id": eos, "stop_strings": list(stop_strings), "do_sample": False}
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    safetensors_numpy.save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    promised = [(name, tensor.shape, dtype) for name, tensor in tensors.items()]
+    tensor_files.write(directory, promised, gather, max_shard_bytes=max_shard_bytes)

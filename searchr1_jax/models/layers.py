@@ -7,12 +7,13 @@ another's, and indexing is local. Layouts are [B, T, heads, H] for activations a
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from searchr1_jax import parallel
+from searchr1_jax.models import attention
+from searchr1_jax.models import config as model_config
 
 MASKED = (
     -1e30
@@ -26,10 +27,27 @@ def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
     return (x * scale_D.astype(jnp.float32)).astype(x_BTD.dtype)
 
 
-def rotary_tables(position_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of position · θ^(-2i/H), each float32[B, T, H/2] (Su et al., 2021)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = position_BT[..., None].astype(jnp.float32) * frequency
+def rotary_frequencies(head_dim: int, theta: float, scaling: model_config.RopeScaling | None) -> np.ndarray:
+    """float32[H/2], radians a position: θ^(-2i/H) (Su et al., 2021), the slow ones stretched where asked.
+
+    Llama 3's stretch (rope_type "llama3"), by wavelength λ = 2π/f in units of the original context C:
+    f stays where λ < C/high, becomes f/factor where λ > C/low, and in between
+    ((1 − s)/factor + s) f with s = (C/λ − low) / (high − low).
+    """
+    frequency = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is not None:
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        turns = scaling.original_max_positions * frequency / (2 * np.pi)  # within the original context
+        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequency = frequency * ((1 - smooth) / scaling.factor + smooth)
+    return frequency.astype(np.float32)
+
+
+def rotary_tables(
+    position_BT: jax.Array, head_dim: int, theta: float, scaling: model_config.RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of position · frequency, each float32[B, T, H/2]."""
+    angle = position_BT[..., None].astype(jnp.float32) * rotary_frequencies(head_dim, theta, scaling)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -52,21 +70,12 @@ def split_kv_heads(kv: jax.Array, head_axis: int) -> jax.Array:
     return jax.sharding.reshard(repeated, parallel.spec(*names))
 
 
-def packed_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT) -> jax.Array:
-    """Causal attention within the segments of packed rows; segment 0 is empty space. [B, T, N, H]
-
-    segment  1 1 2 2 0        token 3 (the second 2) sees  0 0 1 1 0
-    """
+def packed_attention(kernel: attention.Kernel, q_BTNH, k_BTKH, v_BTKH, segment_BT) -> jax.Array:
+    """Causal attention within the segments of packed rows; segment 0 is empty space. [B, T, N, H]"""
     heads = parallel.spec("batch", None, "heads", None)
     rows = parallel.spec("batch", None)
-
-    @functools.partial(jax.shard_map, in_specs=(heads, heads, heads, rows), out_specs=heads)
-    def attend(q, k, v, segment):
-        same = segment[:, :, None] == segment[:, None, :]
-        causal = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
-        mask = (same & causal)[:, None]  # an empty place sees itself, never nothing: softmax stays finite
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
+    # The kernels say nothing of how their results vary over the mesh, so nothing is checked.
+    attend = jax.shard_map(kernel, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return attend(q_BTNH, split_kv_heads(k_BTKH, 2), split_kv_heads(v_BTKH, 2), segment_BT)
 
 

@@ -53,7 +53,9 @@ class Decoding:
 
     def __post_init__(self):
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p of {self.top_p} is no share of the probability; set it above 0 and up to 1 (all)")
+            raise ValueError(
+                f"top_p of {self.top_p} is no share of the probability; set it above 0 and up to 1 (all)"
+            )
 
 
 class State(NamedTuple):

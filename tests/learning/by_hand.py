@@ -12,6 +12,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import slow_decoder
 
 from searchr1_jax import parallel
 from searchr1_jax import types
@@ -93,7 +94,7 @@ def _only_row(x):
 
 def _all_logp(policy: decoder.Policy, tokens, temperature):
     """log π of the whole vocabulary at each place of one trajectory, [T, V]."""
-    before = policy.decoder.packed(*_alone(tokens), dtype=jnp.float32, remat=False)
+    before = policy.decoder.packed(*_alone(tokens), slow_decoder.COMPUTE)
     return jax.nn.log_softmax(_only_row(policy.logits(before)) / temperature)
 
 
@@ -118,7 +119,7 @@ def policy_loss(policy: decoder.Policy, lesson: Lesson, c) -> jax.Array:
 
 def value_loss(model: decoder.Value, lesson: Lesson, c) -> jax.Array:
     """½ max of the squared errors with and without the clip, summed over one trajectory."""
-    value = _only_row(model(*_alone(lesson.tokens), dtype=jnp.float32, remat=False))
+    value = _only_row(model(*_alone(lesson.tokens), slow_decoder.COMPUTE))
     near = jnp.minimum(jnp.maximum(value, lesson.old_value - c.value_clip), lesson.old_value + c.value_clip)
     loss = jnp.maximum((value - lesson.returns) ** 2, (near - lesson.returns) ** 2) / 2
     return jnp.sum(jnp.where(lesson.written, loss, 0.0))

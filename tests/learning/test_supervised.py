@@ -2,7 +2,6 @@
 
 import by_hand
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import slow_decoder
@@ -29,7 +28,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def learner(mesh):
-    return supervised.SupervisedLearner(MODEL, CONFIG, dtype=jnp.float32, remat=True, vocab_chunk=16)
+    return supervised.SupervisedLearner(MODEL, CONFIG, compute=slow_decoder.COMPUTE, vocab_chunk=16)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import by_hand
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import slow_decoder
@@ -40,8 +39,8 @@ def _optimizer(**changes):
 def _config(**changes) -> update.UpdateConfig:
     fields = dict(
         advantage="gae", discount=0.97, trace_decay=0.9, whiten=True, clip=0.2, value_clip=0.1, kl_coefficient=0.2,
-        kl_in="reward", entropy_coefficient=0.03, value_warmup_steps=2, temperature=0.8, vocab_chunk=8, remat=False,
-        dtype=jnp.float32, policy_optimizer=_optimizer(), value_optimizer=_optimizer(max_gradient_norm=100.0),
+        kl_in="reward", entropy_coefficient=0.03, value_warmup_steps=2, temperature=0.8, vocab_chunk=8,
+        compute=slow_decoder.COMPUTE, policy_optimizer=_optimizer(), value_optimizer=_optimizer(max_gradient_norm=100.0),
     )  # fmt: skip
     return update.UpdateConfig(**fields | changes)
 

@@ -51,7 +51,7 @@ def test_every_head_writes_what_it_reads(fresh):
     """wv wo is positive semidefinite, of rank H: what a head adds never points away from what it read."""
     weights = copying.prime(fresh, CONFIG)["decoder"]["layers"]
     for layer, head in np.ndindex(CONFIG.layers, CONFIG.heads):
-        circuit = weights["wv"][layer, :, head // 2] @ weights["wo"][layer, head]
+        circuit = weights["wv"][layer, head // 2].T @ weights["wo"][layer, :, head].T
         eigenvalues = np.linalg.eigvalsh(circuit)
         np.testing.assert_allclose(circuit, circuit.T, atol=1e-5)
         assert eigenvalues.min() > -1e-5 and (eigenvalues > 0.1).sum() == CONFIG.head_dim

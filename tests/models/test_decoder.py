@@ -51,8 +51,9 @@ def policy_graph():
 
 @functools.partial(jax.jit, static_argnames=("graph", "vocab_chunk", "remat", "dtype"))
 def _statistics(graph, params, arrays, temperature, vocab_chunk, remat, dtype=jnp.float32):
+    compute = decoder.Compute(dtype=dtype, remat=remat, attention="xla")
     return decoder.bind(graph, params).token_statistics(
-        *arrays, temperature=temperature, dtype=dtype, remat=remat, vocab_chunk=vocab_chunk
+        *arrays, compute, temperature=temperature, vocab_chunk=vocab_chunk
     )
 
 
@@ -164,7 +165,7 @@ def test_the_value_before_a_token_knows_only_what_came_before_it(laptop):
 
     @jax.jit
     def values(params, *arrays):
-        return decoder.bind(graph, params)(*arrays, dtype=jnp.float32, remat=False)
+        return decoder.bind(graph, params)(*arrays, slow_decoder.COMPUTE)
 
     params = slow_decoder.on_mesh(CONFIG, host, decoder.Value)
     got = np.asarray(values(params, *parallel.to_mesh(tuple(rows()), "batch", None)))

@@ -24,7 +24,7 @@ from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
-NAMES = ("qwen2_tied_grouped", "qwen2_untied_long")
+NAMES = ("qwen2_tied_grouped", "qwen2_untied_long", "qwen3_grouped", "llama3_beyond_its_context")
 TOLERANCE = 2e-5  # of float32 logits of a few units
 
 
@@ -59,7 +59,7 @@ def our_logits(directory, tokens_BT):
         rows, position, segment = (
             jnp.pad(x, ((0, 0), (0, 1))) for x in (rows, position, jnp.ones_like(rows))
         )
-        hidden = policy.decoder.packed(rows, position, segment, dtype=jnp.float32, remat=False)
+        hidden = policy.decoder.packed(rows, position, segment, slow_decoder.COMPUTE)
         return policy.logits(hidden[:, 1:])
 
     return np.asarray(logits(hf.load(directory), rows, position))
@@ -209,7 +209,7 @@ def test_every_missing_unexpected_and_misshapen_tensor_is_listed_at_once(laptop,
 def test_a_truncated_file_is_named(laptop, tmp_path, left):
     file = altered(tmp_path, lambda tensors: tensors) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:left])
-    with pytest.raises(ValueError, match=f"{file} is truncated"):
+    with pytest.raises(ValueError, match=f"{file}.*truncated"):
         hf.load(tmp_path)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from searchr1_jax import parallel
+from searchr1_jax.models import attention
 from searchr1_jax.models import layers
 
 H, THETA = 6, 50.0
@@ -71,7 +72,7 @@ def test_packed_attention_sees_the_past_of_its_own_segment(laptop):
     q = rng.standard_normal((2, 7, 4, H)).astype(np.float32)
     k, v = rng.standard_normal((2, 2, 7, 2, H)).astype(np.float32)
     heads = parallel.to_mesh((q, k, v), "batch", None, "heads", None)
-    got = np.asarray(layers.packed_attention(*heads, parallel.to_mesh(segment, "batch", None)))
+    got = np.asarray(layers.packed_attention(attention.xla, *heads, parallel.to_mesh(segment, "batch", None)))
     assert np.isfinite(got).all()  # empty places too: their gradient is multiplied by zero, not by NaN
     for b, t in np.argwhere(segment > 0):
         past = [s for s in range(t + 1) if segment[b, s] == segment[b, t]]

@@ -11,7 +11,8 @@ import zlib
 import numpy as np
 import pytest
 
-from searchr1_jax.retrieval import corpus as corpora, embed
+from searchr1_jax.retrieval import corpus as corpora
+from searchr1_jax.retrieval import embed
 
 CONTENTS = [
     '"Mira Talon"\nMira Talon is a poet born in Kelu.',

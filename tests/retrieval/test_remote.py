@@ -12,7 +12,8 @@ import time
 import pytest
 
 from searchr1_jax import types
-from searchr1_jax.retrieval import base, remote
+from searchr1_jax.retrieval import base
+from searchr1_jax.retrieval import remote
 
 MIRA = {"id": "7", "contents": '"Mira Talon"\nA poet\nborn in Kelu.'}
 DORU = {"id": "8", "contents": '"Doru Fesu"\nA baker.'}

@@ -8,7 +8,6 @@ import dataclasses
 
 import acting
 import jax
-import jax.numpy as jnp
 import meshes
 import numpy as np
 import pytest
@@ -77,7 +76,7 @@ def test_recorded_log_probs_are_the_learners(slots, host_params):
         n = len(sequence.tokens)
         tokens[row, :n], position[row, :n], segment[row, :n] = sequence.tokens, np.arange(n), 1
     graph, _ = decoder.abstract(decoder.Policy, CONFIG)
-    settings = dict(temperature=0.7, dtype=jnp.float32, remat=True, vocab_chunk=16)
+    settings = dict(compute=slow_decoder.COMPUTE, temperature=0.7, vocab_chunk=16)
     statistics = jax.jit(
         lambda params, *rows: decoder.bind(graph, params).token_statistics(*rows, **settings)
     )

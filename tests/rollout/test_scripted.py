@@ -39,7 +39,7 @@ def calls_of(engine):
 @pytest.fixture
 def acted(laptop):
     engine = acting.make_engine()
-    engine.load(slow_decoder.on_mesh(acting.CONFIG, slow_decoder.random_params(acting.CONFIG, 0)))
+    engine.load(slow_decoder.on_mesh(acting.CONFIG, slow_decoder.random_params(acting.CONFIG, 2)))
     return calls_of(engine)
 
 

@@ -3,7 +3,8 @@ import random
 import numpy as np
 import pytest
 
-from searchr1_jax.text import protocol, stop_table
+from searchr1_jax.text import protocol
+from searchr1_jax.text import stop_table
 
 # Pieces of tags, several cuts of one tag, text before and beyond it, overlaps, half characters, no bytes.
 NASTY = [

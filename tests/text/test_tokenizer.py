@@ -5,7 +5,9 @@ import pytest
 import tokenizers
 import transformers
 
-from searchr1_jax.text import protocol, stop_table, tokenizer
+from searchr1_jax.text import protocol
+from searchr1_jax.text import stop_table
+from searchr1_jax.text import tokenizer
 
 TEXTS = [
     "Ada Lovelace is a poet born in Zürich.",

@@ -1,0 +1,154 @@
+"""safetensors files, read by slice and written tensor by tensor.
+
+A file is the length of its header (8 bytes, little endian), the header (JSON: name → dtype, shape, place), and the
+tensors one after another. The safetensors library copies a tensor twice on the way in and wants all of them in memory
+on the way out; models larger than the host's memory need neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor in a file, not read yet."""
+
+    file: pathlib.Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int  # bytes from the file's beginning
+
+    def view(self, shape: Sequence[int] | None = None) -> np.ndarray:
+        """The tensor, of this shape if given, as a map of the file: only what is indexed and copied is read."""
+        return np.memmap(self.file, self.dtype, "r", self.offset, tuple(shape or self.shape))
+
+
+def find(directory: pathlib.Path) -> dict[str, StoredTensor]:
+    """All tensors of a directory, by name.
+
+    Raises:
+      ValueError: for a directory without safetensors, a shard that its index names and that is missing, or a file that
+        is truncated or broken, by its name.
+    """
+    index = directory / _INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise ValueError(f"{index} names {missing}, not in {directory}; fetch or export the model again")
+        files = [directory / name for name in names]
+    else:
+        files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{directory} holds no *.safetensors; name a Hugging Face model directory")
+    found: dict[str, StoredTensor] = {}
+    for file in files:
+        found |= _header(file)
+    return found
+
+
+def _header(file: pathlib.Path) -> dict[str, StoredTensor]:
+    size = file.stat().st_size
+    remedy = "fetch or export it again"
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"{file} is truncated or no safetensors file ({size} bytes); {remedy}")
+        try:
+            header: dict[str, Any] = json.loads(opened.read(length))
+        except ValueError as error:
+            raise ValueError(f"{file} has a broken safetensors header ({error}); {remedy}") from error
+    header.pop("__metadata__", None)
+    found = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if 8 + length + end > size:
+            raise ValueError(
+                f"{file} is truncated: {name} ends at byte {8 + length + end} of {size}; {remedy}"
+            )
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{file}: {name} is {entry['dtype']}; convert it to one of {list(_DTYPES)}")
+        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{file}: {name} of {shape} {dtype} does not take {end - begin} bytes; {remedy}")
+        found[name] = StoredTensor(file=file, dtype=dtype, shape=shape, offset=8 + length + begin)
+    return found
+
+
+def write(
+    directory: pathlib.Path,
+    tensors: Sequence[tuple[str, tuple[int, ...], np.dtype]],
+    produce: Callable[[str], np.ndarray],
+    *,
+    max_shard_bytes: int,
+) -> None:
+    """Writes tensors into as few files as the limit allows, and an index where there are several.
+
+    Args:
+      tensors: name, shape and dtype of each, in the order in which they are asked for.
+      produce: called once a name; its array is written and let go before the next.
+    """
+    shards: list[list[tuple[str, tuple[int, ...], np.dtype]]] = [[]]
+    room = max_shard_bytes
+    for tensor in tensors:
+        size = _bytes(tensor)
+        if size > room and shards[-1]:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(tensor)
+        room -= size
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
+        weight_map |= {tensor[0]: name for tensor in shard}
+        _write_file(directory / name, shard, produce)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(map(_bytes, tensors))}, "weight_map": weight_map}
+        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _bytes(tensor: tuple[str, tuple[int, ...], np.dtype]) -> int:
+    return math.prod(tensor[1]) * np.dtype(tensor[2]).itemsize
+
+
+def _write_file(path: pathlib.Path, shard, produce) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in shard:
+        name, shape, dtype = tensor
+        begin, end = end, end + _bytes(tensor)
+        header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape, dtype in shard:
+            value = np.ascontiguousarray(produce(name), dtype)
+            if value.size != math.prod(shape):
+                raise ValueError(f"{name} has {value.size} entries, {shape} were promised")
+            file.write(value.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
