@@ -10,7 +10,7 @@ from searchr1_jax.text import protocol
 
 def get_config():
     c = ml_collections.ConfigDict()
-    c.seed = 0  # of learning: order of questions, sampling, the value head; the world has its own
+    c.seed = 0  # of learning: order of questions and sampling; the world and sft have their own
 
     c.data = data = ml_collections.ConfigDict()
     # Relative paths are looked up in the workdir first, then in the current directory.
@@ -95,11 +95,11 @@ def get_config():
     c.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.first = True  # before training
     evaluation.every = 50  # steps; 0: never during training
-    evaluation.questions = 0  # of the validation files, each time; 0: all
+    evaluation.questions = 0  # of each validation file, each time; 0: all
     evaluation.decoding = ("greedy",)  # "greedy", "sampled" (at the rollout's temperature)
 
     c.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every = 50  # steps
+    checkpoint.every = 50  # steps; 0: at the end only
     checkpoint.keep = 2  # newest checkpoints
 
     c.log = log = ml_collections.ConfigDict()
@@ -140,7 +140,7 @@ def get_config():
 def optimizer(*, learning_rate, warmup_steps):
     o = ml_collections.ConfigDict()
     o.learning_rate = learning_rate  # after warm-up
-    o.warmup_steps = warmup_steps  # linear; counted in rollouts
+    o.warmup_steps = warmup_steps  # linear; counted in rollouts (in sft: in updates)
     o.final_share = 1.0  # of the learning rate, reached linearly at the last step
     o.b1 = 0.9
     o.b2 = 0.999

@@ -42,10 +42,11 @@ verb export "${settings[@]}" --output="$WORKDIR/export" --overwrite
 # 7. Before and after.
 verb compare --before=base --after=final
 
+flags="$(printf ' %q' --config="$CONFIG" --workdir="$WORKDIR" "$@")"
 cat <<TEXT
 
 learning curve   $WORKDIR/learning_curve.png
-ask it           $VENV/bin/python -m searchr1_jax.ask --config=$CONFIG --workdir=$WORKDIR
+ask it           $VENV/bin/python -m searchr1_jax.ask$flags
 GRPO instead     WORKDIR=runs/grpo CONFIG=configs/quickstart.py:algorithm=grpo ./launch/quickstart.sh
 your own model   see README.md
 TEXT

@@ -7,6 +7,7 @@ Without --question it reads questions from the terminal, one a line. --model and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import itertools
 import sys
 
@@ -16,6 +17,7 @@ from rich import text as rich_text
 
 from searchr1_jax import setup
 from searchr1_jax import types
+from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.text import tokenizer
 
 _CONFIG, _WORKDIR = setup.define_flags()
@@ -42,6 +44,17 @@ def coloured(trajectory: types.Trajectory, tokens: tokenizer.Tokenizer) -> rich_
     return out
 
 
+def _lines(console: rich_console.Console) -> Iterator[str]:
+    """Questions from the terminal, or from whatever stands in for it, until its end."""
+    while True:
+        if sys.stdin.isatty():
+            console.print("question: ", end="")
+        if not (line := sys.stdin.readline()):
+            return
+        if line.strip():
+            yield line
+
+
 def main(argv):
     del argv
     config, console = _CONFIG.value, rich_console.Console()
@@ -57,16 +70,19 @@ def main(argv):
             f"{policy.origin}    ", *((f"{author}  ", style) for author, style in _STYLES.items())
         )
         console.print(legend)
-        for line in [_QUESTION.value] if _QUESTION.value else sys.stdin:
-            if not line.strip():
+        for question in [_QUESTION.value] if _QUESTION.value else _lines(console):
+            example = types.QAExample(id="ask", question=question, golden_answers=())
+            try:
+                tasks = setup.tasks(config, [example], policy.tokens, samples=1)
+                (trajectory,) = rollout.run(tasks, decoding, seed=config.seed, step=0)
+            except (ValueError, retrieval.RetrievalError) as error:
+                if _QUESTION.value:
+                    raise
+                console.print(f"error: {error}", markup=False)  # the next question may do better
                 continue
-            example = types.QAExample(id=line.strip(), question=line, golden_answers=())
-            tasks = setup.tasks(config, [example], policy.tokens, samples=1)
-            (trajectory,) = rollout.run(tasks, decoding, seed=config.seed, step=0)
             console.print(coloured(trajectory, policy.tokens))
-            console.print(
-                f"[{trajectory.stop_reason}]  answer: {trajectory.answer}\n", style="dim", markup=False
-            )
+            outcome = f"[{trajectory.stop_reason}]  answer: {trajectory.answer}\n"
+            console.print(outcome, style="dim", markup=False)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,13 @@ class Checkpoints:
             trees[name] = jax.tree.unflatten(jax.tree.structure(like[name]), leaves)
         return trees, restored[_EXTRA]
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Waits for what is being saved, also when an error is on its way out."""
+        self.close()
+
     def close(self) -> None:
         """Waits for what is being saved."""
         self._manager.wait_until_finished()

@@ -38,10 +38,9 @@ def _evaluations(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 
 def summarise(workdir: pathlib.Path, before: str, after: str) -> dict[str, Any]:
     """The two evaluations, wall-clock seconds of all verbs of the workdir, and the largest peak memory of one."""
+    figures = {name: _evaluations(workdir, name) for name in (before, after)}
     verbs = [json.loads(line) for line in (workdir / "verbs.jsonl").read_text().splitlines()]
-    return {
-        before: _evaluations(workdir, before),
-        after: _evaluations(workdir, after),
+    return figures | {
         "seconds": round(sum(verb["seconds"] for verb in verbs), 1),
         "peak_memory_gb": max(verb["peak_memory_gb"] for verb in verbs),
     }
@@ -56,7 +55,7 @@ def figures(summary: dict[str, Any], before: str, after: str) -> rich_table.Tabl
     for decoding in _DECODINGS:
         old, new = summary[before][decoding], summary[after][decoding]
         table.add_row(decoding, f"exact match, {new['n']} questions", f"{old['em']:.3f}", f"{new['em']:.3f}")
-        for hops in new["em_by_hops"]:
+        for hops in sorted(new["em_by_hops"].keys() & old["em_by_hops"].keys()):
             pair = (f"{results['em_by_hops'][hops]:.3f}" for results in (old, new))
             table.add_row("", f"exact match, {hops}-hop", *pair)
         table.add_row(
@@ -83,7 +82,7 @@ def side_by_side(workdir: pathlib.Path, before: str, after: str) -> rich_table.T
     old, new = _episodes(workdir, before), _episodes(workdir, after)
     gained = [q for q in new if q in old and new[q]["reward"] > old[q]["reward"]]
     chosen = max(gained or new, key=lambda q: (len(new[q]["turns"]), q))
-    table = rich_table.Table(box=box.SIMPLE_HEAD, title=new[chosen]["question"] + "?")
+    table = rich_table.Table(box=box.SIMPLE_HEAD, title=new[chosen]["question"].rstrip("?") + "?")
     table.add_column(before, ratio=1)
     table.add_column(after, ratio=1)
     table.add_row(_transcript(old[chosen]), _transcript(new[chosen]))

@@ -25,7 +25,7 @@ _RETRIEVER = flags.DEFINE_string("retriever", None, "http://… of a retrieval s
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "which questions")
 _QUESTIONS = flags.DEFINE_integer("questions", 0, "the first n of them; 0: all")
 _DECODING = flags.DEFINE_list("decoding", ["greedy"], "greedy, sampled, or both")
-_NAME = flags.DEFINE_string("name", "final", "of the files in <workdir>/eval")
+_NAME = flags.DEFINE_string("name", None, "of the files in <workdir>/eval; default: final, or final-<split>")
 
 
 def main(argv):
@@ -47,12 +47,16 @@ def main(argv):
         engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
         engine.load(policy.params)
         metrics.say(f"evaluating {policy.origin} on {len(tasks)} {_SPLIT.value} questions")
+        split = _SPLIT.value
+        prefix = _NAME.value or ("final" if split == "test" else f"final-{split}")
+        for words in [] if _MODEL.value else setup.acting_differences(config, workdir):
+            metrics.say(f"note: not as in training: {words}")
         for name, decoding in decodings.items():
             results, trajectories = evaluation.evaluate(
                 rollout, tasks, decoding, split=_SPLIT.value, name=name, seed=config.seed
             )
             scores = [rewards.exact_match(t.answer, t.example.golden_answers) for t in trajectories]
-            file = workdir / "eval" / f"{_NAME.value}-{name}.json"
+            file = workdir / "eval" / f"{prefix}-{name}.json"
             evaluation.write_trajectories(file.with_suffix(".jsonl"), trajectories, scores)
             results.save(file)
             hops = "  ".join(f"{h}-hop {em:.3f}" for h, em in results.em_by_hops.items())

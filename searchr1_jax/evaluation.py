@@ -30,11 +30,11 @@ class Results:
     searches: float  # answered searches a question
     response_tokens: float  # tokens after the prompt, retrieved ones included
     em_by_hops: dict[str, float]  # by the searches that an ideal episode needs; "0" where unknown
+    em_by_source: dict[str, float]  # by question file: what stands before the last "/" of the ids
     stop_reasons: dict[str, int]
 
     def save(self, path: pathlib.Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        _write(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     def scalars(self) -> dict[str, float]:
         """What metrics.jsonl takes."""
@@ -52,9 +52,11 @@ def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding:
     n = len(trajectories)
     em = [rewards.exact_match(t.answer, t.example.golden_answers) for t in trajectories]
     by_hops: dict[str, list[float]] = {}
+    by_source: dict[str, list[float]] = {}
     stops: dict[str, int] = {}
     for trajectory, score in zip(trajectories, em, strict=True):
         by_hops.setdefault(str(trajectory.example.hops), []).append(score)
+        by_source.setdefault(trajectory.example.id.rpartition("/")[0], []).append(score)
         stops[trajectory.stop_reason] = stops.get(trajectory.stop_reason, 0) + 1
     return Results(
         split=split,
@@ -64,9 +66,14 @@ def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding:
         f1=sum(rewards.token_f1(t.answer, t.example.golden_answers) for t in trajectories) / n,
         searches=sum(t.searches for t in trajectories) / n,
         response_tokens=sum(len(t.tokens) - t.prompt_tokens for t in trajectories) / n,
-        em_by_hops={hops: sum(scores) / len(scores) for hops, scores in sorted(by_hops.items())},
+        em_by_hops=_means(by_hops),
+        em_by_source=_means(by_source),
         stop_reasons=dict(sorted(stops.items())),
     )
+
+
+def _means(groups: dict[str, list[float]]) -> dict[str, float]:
+    return {name: sum(scores) / len(scores) for name, scores in sorted(groups.items())}
 
 
 def evaluate(
@@ -116,6 +123,13 @@ def write_trajectories(
     path: pathlib.Path, trajectories: Sequence[types.Trajectory], scores: Sequence[float]
 ) -> None:
     """One trajectory a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = (trajectory_row(t, score) for t, score in zip(trajectories, scores, strict=True))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,8 +1,9 @@
 r"""Writes a checkpoint's policy as a Hugging Face directory, which transformers and serving engines load.
 
-python -m searchr1_jax.export --config=configs/quickstart.py --workdir=runs/quickstart --output=runs/quickstart/export
+python -m searchr1_jax.export --workdir=runs/quickstart --output=runs/quickstart/export
 
-It needs the workdir alone. The directory appears when it is whole; an existing one is replaced only with --overwrite.
+It needs the workdir alone, where the run's config is too; --config stands in for that one. The directory appears when
+it is whole; an existing one is replaced only with --overwrite.
 """
 
 from __future__ import annotations
@@ -30,9 +31,12 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what is there")
 
 def main(argv):
     del argv
-    config, output = _CONFIG.value, pathlib.Path(_OUTPUT.value)
+    output, run_directory = pathlib.Path(_OUTPUT.value), pathlib.Path(_WORKDIR.value)
+    if run_directory.resolve().is_relative_to(output.resolve()) or output.is_file():
+        raise ValueError(f"--output {output} is a file or holds the run itself; name a directory of its own")
     if output.exists() and not _OVERWRITE.value:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
+    config = _CONFIG.value or setup.config_of_run(run_directory)
     with setup.session(config, _WORKDIR.value, create=False) as workdir, metrics.verb(workdir, "export"):
         policy = setup.policy(config, workdir, step=_STEP.value)
         value = None
@@ -54,4 +58,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    setup.run(main)
+    setup.run(main, required=("workdir",))

@@ -44,8 +44,19 @@ def peak_memory_gb() -> float:
 
 @contextlib.contextmanager
 def verb(workdir: pathlib.Path, name: str) -> Iterator[None]:
-    """Appends the verb's seconds, imports included, and peak memory to <workdir>/verbs.jsonl when it ends."""
-    yield
+    """Appends the verb's seconds, imports included, and peak memory to <workdir>/verbs.jsonl.
+
+    Also when it is interrupted, since that time was spent on the run; an error leaves nothing behind.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        _book(workdir, name)
+        raise
+    _book(workdir, name)
+
+
+def _book(workdir: pathlib.Path, name: str) -> None:
     seconds = time.time() - psutil.Process().create_time()
     row = {"verb": name, "seconds": round(seconds, 2), "peak_memory_gb": round(peak_memory_gb(), 3)}
     with open(workdir / "verbs.jsonl", "a") as file:
@@ -73,6 +84,12 @@ class Writer:
             file.write(json.dumps(row) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def close(self) -> None:
         self._tensorboard.close()

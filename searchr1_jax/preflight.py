@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax.numpy as jnp
 import ml_collections
+
+from searchr1_jax.models import attention
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_AT_LEAST_ONE = (
+    "rollout.questions", "rollout.samples", "rollout.max_turn_tokens", "rollout.max_information_tokens",
+    "rollout.context_tokens", "rollout.passages", "rollout.slots", "rollout.decode_tokens", "rollout.extend_rows",
+    "learner.steps", "learner.updates_per_rollout", "learner.row_tokens", "learner.micro_batch_rows",
+    "learner.vocab_chunk", "retriever.threads", "retriever.attempts", "retriever.dimensions", "sft.batch",
+    "checkpoint.keep",
+)  # fmt: skip
 
 
 def check(c: ml_collections.ConfigDict) -> None:
     """Raises ValueError for the first thing that cannot work, with the values and the remedy."""
+    for key in _AT_LEAST_ONE:
+        value = functools.reduce(getattr, key.split("."), c)
+        if value < 1:
+            raise ValueError(f"{key} is {value}; it counts something that is needed, so set it to at least 1")
+    for key in ("param_dtype", "compute_dtype", "reference_dtype", "actor_dtype"):
+        if c.model[key] not in _DTYPES:
+            raise ValueError(f"model.{key} is {c.model[key]!r}; choose from {list(_DTYPES)}")
+    attention.choose(c.model.attention, jnp.dtype(c.model.compute_dtype))
     if c.learner.row_tokens < c.rollout.context_tokens:
         raise ValueError(
             f"learner.row_tokens of {c.learner.row_tokens} is less than rollout.context_tokens of"

@@ -3,10 +3,13 @@
 python -m searchr1_jax.prepare --config=configs/quickstart.py --workdir=runs/quickstart
 
 What it writes are the same files that real data and real models come in, and the other verbs read them as such.
-It depends on `world.*` only, so the same world comes out for every run.
+It depends on `world.*` and `protocol.*` only, so every seed of learning begins with the same.
 """
 
 from __future__ import annotations
+
+import json
+import pathlib
 
 import jax
 
@@ -29,6 +32,7 @@ def main(argv):
     config = _CONFIG.value
     with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "prepare"):
         c = config.world
+        _claim(config, workdir)
         world = world_lib.make_world(seed=c.seed, persons=c.persons, companies=c.companies)
         world_lib.write_world(world, workdir)
         metrics.say(f"world: {c.persons} persons and {c.companies} companies in {workdir}/corpus.jsonl")
@@ -68,6 +72,22 @@ def main(argv):
         setup.save_model(output, model, tokens, params)
         size = sum(x.size for x in jax.tree.leaves(params))
         metrics.say(f"model: {size:,} random weights and {tokens.vocab_size} tokens in {output}")
+
+
+def _claim(config: setup.Config, workdir: pathlib.Path) -> None:
+    """Says in world.json whose files these are; refuses to replace those of another world, or a user's own."""
+    path, mine = workdir / "world.json", setup.invented_world(config)
+    if path.exists():
+        changed = setup.differences(json.loads(path.read_text()), mine)
+        if changed:
+            raise ValueError(
+                f"{workdir} holds another world ({'; '.join(changed.values())}); choose another --workdir"
+            )
+    elif (workdir / "corpus.jsonl").exists():
+        raise ValueError(
+            f"{workdir}/corpus.jsonl is not of an invented world; choose another --workdir for one"
+        )
+    path.write_text(json.dumps(mine, indent=2) + "\n")
 
 
 if __name__ == "__main__":

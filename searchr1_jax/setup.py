@@ -29,6 +29,7 @@ from searchr1_jax import types
 from searchr1_jax.data import qa
 from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import update
+from searchr1_jax.models import attention
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
@@ -49,12 +50,11 @@ RUN_TOKENIZER = "tokenizer"  # of a workdir: the files of its policy's tokenizer
 
 @functools.cache  # several verbs in one process share them
 def define_flags() -> tuple[Any, Any]:
-    """--config and --workdir, both required; the config is locked, so a misspelt key fails by name."""
+    """--config and --workdir; the config is locked, so a misspelt key fails by name."""
     config = config_flags.DEFINE_config_file(
         "config", None, "configs/NAME.py[:key=value,…]", lock_config=True
     )
     workdir = flags.DEFINE_string("workdir", None, "directory of the run; what is missing is made")
-    flags.mark_flags_as_required(["config", "workdir"])
     return config, workdir
 
 
@@ -63,14 +63,21 @@ _WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a verb. A wrong input ends it with one line, "error: …", and status 1; Ctrl-C with status 130."""
+def run(main: Callable[[list[str]], None], *, required: Sequence[str] = ("config", "workdir")) -> None:
+    """Runs a verb. A wrong input ends it with one line, "error: …", and status 1; Ctrl-C with status 130.
+
+    Args:
+      required: flags without which it does not start.
+    """
+    flags.mark_flags_as_required(required)
 
     def parsed(argv):
         try:
             return flags.FLAGS(argv)
         except flags.Error as error:  # where a config file raised, the last line of a whole traceback
             sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
+        except ModuleNotFoundError as error:  # config files import each other as `configs.…`
+            sys.exit(f"error: {error}; start from the repository's root, or put it on PYTHONPATH")
         except (AttributeError, KeyError) as error:  # a key that the locked config lacks
             cause = error.args[0].args[0] if isinstance(error, AttributeError) else error.args[0]
             sys.exit("error: the config has no key " + " ".join(cause.split()))
@@ -83,7 +90,8 @@ def run(main: Callable[[list[str]], None]) -> None:
                 raise
             sys.exit(f"error: {error}\n(--traceback shows where it arose)")
         except KeyboardInterrupt:
-            sys.exit(130)
+            sys.stdout.flush()
+            os._exit(130)  # at once: a search that hangs in a thread would hold up an ordinary exit
 
     for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # so that a verb's --help shows them too
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -121,6 +129,18 @@ def session(config: Config, workdir: str | os.PathLike, *, create: bool = True) 
         yield directory
 
 
+def config_of_run(workdir: pathlib.Path) -> Config:
+    """The config that a run wrote into its workdir.
+
+    Raises:
+      ValueError: where there is none.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; name the --workdir of a run, or its --config")
+    return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+
+
 def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
     """A file or directory of the config: in the workdir, else as it is.
 
@@ -150,11 +170,15 @@ def model_directory(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
 def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Questions]:
     """The data sets of a split: "train", "validation" or "test"."""
     names = getattr(config.data, split)
-    found = [find(name, workdir, f"data.{split}") for name in names]
-    stems = [path.stem for path in found]
-    unique = [stem if stems.count(stem) == 1 else f"{stem}{i}" for i, stem in enumerate(stems)]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"data.{split} is {tuple(names)}; name at least one file, and each once")
     return [
-        qa.load(path, name=name, cache_dir=workdir / "data") for path, name in zip(found, unique, strict=True)
+        qa.load(
+            find(name, workdir, f"data.{split}"),
+            name=str(pathlib.PurePath(name).with_suffix("")).lstrip("/"),
+            cache_dir=workdir / "data",
+        )
+        for name in names
     ]
 
 
@@ -164,7 +188,9 @@ def dtype(name: str) -> jnp.dtype:
 
 def compute(config: Config) -> decoder.Compute:
     c = config.model
-    return decoder.Compute(dtype=dtype(c.compute_dtype), remat=c.remat, attention=c.attention)
+    compute_dtype = dtype(c.compute_dtype)
+    attention.choose(c.attention, compute_dtype)  # refuses an unknown name before there is work to lose
+    return decoder.Compute(dtype=compute_dtype, remat=c.remat, attention=c.attention)
 
 
 def texts(config: Config) -> protocol.Protocol:
@@ -314,26 +340,38 @@ def save_model(
       dtype: of the files; None keeps the weights' own.
       card: text of its README.md.
     """
-    temporary = output.with_name(f".{output.name}.partial")
-    if jax.process_index() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        tokens.save(temporary)
-        if card is not None:
-            (temporary / "README.md").write_text(card)
     options = dict(
         dtype=dtype,
         max_shard_bytes=int(max_shard_gb * 1e9),
         eos_ids=tokens.eos_ids,
         stop_strings=protocol.STOP_TAGS,
     )
-    hf.save(temporary, model, params, **options)
-    if value is not None:
-        hf.save(temporary / "value", model, value, kind=decoder.Value, **options)
-    if jax.process_index() == 0:
+    with _whole(output) as temporary:
+        if jax.process_index() == 0:
+            tokens.save(temporary)
+            if card is not None:
+                (temporary / "README.md").write_text(card)
+        hf.save(temporary, model, params, **options)
+        if value is not None:
+            hf.save(temporary / "value", model, value, kind=decoder.Value, **options)
+
+
+@contextlib.contextmanager
+def _whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a directory to write to, which takes the place of `output` at the end; after an error nothing is left."""
+    temporary = output.with_name(f".{output.name}.partial")
+    if jax.process_index() != 0:
+        yield temporary
+        return
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
         if output.exists():
             shutil.rmtree(output)
         temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def decoding(config: Config, name: str) -> engine.Decoding:
@@ -392,11 +430,24 @@ def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
     )
 
 
-# Keys that may change when a run goes on in its workdir: they do not change what is learned from a given step on.
+# Keys that may change when a run goes on in its workdir: they do not change what is learned from a given step on,
+# but for the last bits on another mesh.
 _FREE = (
-    "log.", "evaluation.", "checkpoint.", "data.test", "data.validation",
+    "log.", "evaluation.", "checkpoint.", "mesh.", "sft.", "data.test", "data.validation", "data.demonstrations",
     "retriever.url", "retriever.threads", "retriever.timeout_s", "retriever.attempts", "retriever.backoff_s",
 )  # fmt: skip
+
+
+def as_json(config: Config) -> dict[str, Any]:
+    """The resolved config as JSON has it: tuples are lists."""
+    return json.loads(config.to_json_best_effort())
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What differs between two JSON objects, by dotted key, in words."""
+    before, now = flatten(before), flatten(now)
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return {key: f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys}
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:
@@ -408,12 +459,11 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    before, now = flatten(json.loads(path.read_text())), flatten(json.loads(config.to_json_best_effort()))
     free = _FREE
     if config.policy.final_share == config.value.final_share == 1:
         free += ("learner.steps",)  # else the learning rate of every step depends on their number
-    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    changed = [f"{k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in keys if not k.startswith(free)]
+    found = differences(json.loads(path.read_text()), as_json(config))
+    changed = [words for key, words in found.items() if not key.startswith(free)]
     if changed:
         raise ValueError(
             f"{workdir} holds a run with another config ({'; '.join(changed)}); go on with that config or choose"
@@ -421,10 +471,24 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
         )
 
 
+def acting_differences(config: Config, workdir: pathlib.Path) -> list[str]:
+    """In which keys that decide how a policy acts the config differs from that of the run in the workdir, in words."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return []
+    found = differences(json.loads(path.read_text()), as_json(config))
+    return [words for key, words in found.items() if key.startswith(("protocol.", "rollout.", "retriever."))]
+
+
+def invented_world(config: Config) -> dict[str, Any]:
+    """All that the files of the invented world depend on, as JSON."""
+    return as_json(config)["world"] | {"protocol": as_json(config)["protocol"]}
+
+
 def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
     """Writes config.json, the resolved config of the run that lives here from now on."""
     temporary = workdir / ".config.json"
-    temporary.write_text(json.dumps(json.loads(config.to_json_best_effort()), indent=2) + "\n")
+    temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
     temporary.replace(workdir / "config.json")
 
 

@@ -9,10 +9,13 @@ the files `data.demonstrations`, or from the invented world: drills first, then 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import functools
 import itertools
+import json
+import pathlib
 import time
 
-import jax
 import numpy as np
 
 from searchr1_jax import checkpoint
@@ -29,11 +32,26 @@ from searchr1_jax.text import tokenizer
 _CONFIG, _WORKDIR = setup.define_flags()
 _CHECKPOINT_EVERY = 200  # steps
 _SAY_EVERY = 50  # steps
+# What a run must go on with.
+_DECISIVE = (
+    "sft.", "data.demonstrations", "world.", "protocol.", "rollout.max_information_tokens", "rollout.context_tokens",
+    "learner.row_tokens", "learner.micro_batch_rows", "model.param_dtype", "model.compute_dtype",
+)  # fmt: skip
 
 
-def rows_from_world(config, step: int):
-    """The endless rows of the invented world's demonstrations, from a step on, and the total of steps."""
-    c = config.sft
+def rows_from_world(config: setup.Config, workdir: pathlib.Path, step: int) -> Iterator[dict]:
+    """The endless rows of the invented world's demonstrations, from a step on.
+
+    Raises:
+      ValueError: where the workdir's corpus is not that world's.
+    """
+    path, c = workdir / "world.json", config.sft
+    there = json.loads(path.read_text()) if path.exists() else {}
+    if changed := setup.differences(there, setup.invented_world(config)):
+        raise ValueError(
+            f"the world of {workdir} is not the config's ({'; '.join(changed.values())}); run python -m"
+            " searchr1_jax.prepare in another --workdir, or name files in data.demonstrations"
+        )
     world = world_lib.make_world(
         seed=config.world.seed, persons=config.world.persons, companies=config.world.companies
     )
@@ -47,88 +65,106 @@ def rows_from_world(config, step: int):
     )
     drills = itertools.islice(demonstrations.drills(world, questions, seed=c.seed), c.drill_steps * c.batch)
     rows = itertools.chain(drills, demonstrations.mixture(world, questions, shares, seed=c.seed))
-    return itertools.islice(rows, step * c.batch, None), c.drill_steps + c.mixture_steps
+    return itertools.islice(rows, step * c.batch, None)
 
 
-def rows_from_files(config, workdir, step: int):
-    """The rows of the config's files in an order shuffled anew each epoch, from a step on, and the steps."""
-    paths = [setup.find(name, workdir, "data.demonstrations") for name in config.data.demonstrations]
-    rows = [row for path in paths for row in demonstrations.read(path)]
+def rows_from_files(config: setup.Config, workdir: pathlib.Path, step: int) -> Iterator[dict]:
+    """The endless rows of the config's files in an order shuffled anew each epoch, from a step on."""
+    rows = read_files(config, workdir)
     epochs = (
         np.random.default_rng((config.sft.seed, epoch)).permutation(len(rows)) for epoch in itertools.count()
     )
     order = itertools.chain.from_iterable(epochs)
-    return (rows[i] for i in itertools.islice(order, step * config.sft.batch, None)), config.sft.steps
+    return (rows[i] for i in itertools.islice(order, step * config.sft.batch, None))
+
+
+def read_files(config: setup.Config, workdir: pathlib.Path) -> list[dict]:
+    paths = [setup.find(name, workdir, "data.demonstrations") for name in config.data.demonstrations]
+    return [row for path in paths for row in demonstrations.read(path)]
+
+
+def batches(config: setup.Config, workdir: pathlib.Path, tokens: tokenizer.Tokenizer, step: int):
+    """The endless batches of a run, from a step on, on the mesh."""
+    as_trajectory = functools.partial(
+        demonstrations.to_trajectory,
+        tokenizer=tokens,
+        protocol=setup.texts(config),
+        max_information_tokens=config.rollout.max_information_tokens,
+        context=config.rollout.context_tokens,
+        content_weight=config.sft.content_weight,
+    )
+    if config.data.demonstrations:
+        for row in read_files(config, workdir):
+            as_trajectory(row)  # refuses a row that does not fit before there is work to lose
+    rows = (rows_from_files if config.data.demonstrations else rows_from_world)(config, workdir, step)
+    size = config.sft.batch
+    while True:
+        pairs = [as_trajectory(row) for row in itertools.islice(rows, size)]
+        batch = packing.pack(
+            [trajectory for trajectory, _ in pairs],
+            [0.0] * size,
+            weights=[weight for _, weight in pairs],
+            row_tokens=config.learner.row_tokens,
+            micro_batch_rows=config.learner.micro_batch_rows,
+            max_rows=size,
+        )
+        yield parallel.to_mesh(batch, None, "batch", None)
+
+
+def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.Checkpoints) -> None:
+    """The whole run, or what is left of it."""
+    c = config.sft
+    start_from = setup.model_directory(c.model, workdir, "sft.model")
+    model, tokens = hf.read_config(start_from), tokenizer.Tokenizer.load(start_from)
+    total = c.steps if config.data.demonstrations else c.drill_steps + c.mixture_steps
+    flat = setup.flatten(setup.as_json(config))
+    settings = {key: value for key, value in flat.items() if key.startswith(_DECISIVE)}
+    learner = supervised.SupervisedLearner(
+        model,
+        setup.optimizer_config(c.optimizer, total),
+        compute=setup.compute(config),
+        vocab_chunk=config.learner.vocab_chunk,
+    )
+    state = learner.init(hf.load(start_from, dtype=setup.dtype(config.model.param_dtype)))
+    step = checkpoints.latest or 0
+    if step:
+        trees, extra = checkpoints.restore(step, state._asdict())
+        if changed := setup.differences(extra["config"], settings):
+            raise ValueError(
+                f"{workdir}/sft holds a run with another config ({'; '.join(changed.values())}); go on with that"
+                " config, choose another --workdir, or remove that directory"
+            )
+        state = supervised.SupervisedState(**trees)
+        metrics.say(f"resuming at step {step} of {total}")
+    source = batches(config, workdir, tokens, step)
+    said, began = step, time.time()
+    while step < total:
+        state, statistics = learner.update(state, next(source), step)
+        step += 1
+        if step % _SAY_EVERY == 0 or step == total:
+            loss = float(statistics["loss"])
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {step}; lower sft.optimizer.learning_rate"
+                )
+            per_step = (time.time() - began) / (step - said)
+            said, began = step, time.time()
+            metrics.say(f"sft step {step}/{total}  loss {loss:.4f}  {per_step * 1e3:.0f} ms/step")
+        if step % _CHECKPOINT_EVERY == 0 or step == total:
+            checkpoints.save(step, state._asdict(), {"config": settings})
+    setup.save_model(workdir / c.output, model, tokens, state.policy)
+    metrics.say(f"wrote {workdir / c.output}")
 
 
 def main(argv):
     del argv
     config = _CONFIG.value
-    c = config.sft
-    with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "sft"):
-        start_from = setup.model_directory(c.model, workdir, "sft.model")
-        model, tokens, texts = (
-            hf.read_config(start_from),
-            tokenizer.Tokenizer.load(start_from),
-            setup.texts(config),
-        )
-        total = c.steps if config.data.demonstrations else c.drill_steps + c.mixture_steps
-        learner = supervised.SupervisedLearner(
-            model,
-            setup.optimizer_config(c.optimizer, total),
-            compute=setup.compute(config),
-            vocab_chunk=config.learner.vocab_chunk,
-        )
-        state = learner.init(hf.load(start_from, dtype=setup.dtype(config.model.param_dtype)))
-        checkpoints = checkpoint.Checkpoints(workdir / "sft", keep=1)
-        step = checkpoints.latest or 0
-        if step:
-            state = supervised.SupervisedState(**checkpoints.restore(step, state._asdict())[0])
-            metrics.say(f"resuming at step {step} of {total}")
-        source = (
-            rows_from_files(config, workdir, step)
-            if config.data.demonstrations
-            else rows_from_world(config, step)
-        )
-        rows = source[0]
-        limits = dict(
-            max_information_tokens=config.rollout.max_information_tokens,
-            context=config.rollout.context_tokens,
-            content_weight=c.content_weight,
-        )
-        began = time.time()
-        while step < total:
-            pairs = [
-                demonstrations.to_trajectory(row, tokens, texts, **limits)
-                for row in itertools.islice(rows, c.batch)
-            ]
-            batch = packing.pack(
-                [trajectory for trajectory, _ in pairs],
-                [0.0] * c.batch,
-                weights=[weight for _, weight in pairs],
-                row_tokens=config.learner.row_tokens,
-                micro_batch_rows=config.learner.micro_batch_rows,
-                max_rows=c.batch,
-            )
-            state, statistics = learner.update(state, parallel.to_mesh(batch, None, "batch", None), step)
-            step += 1
-            if step % _SAY_EVERY == 0 or step == total:
-                values = jax.device_get(statistics)
-                if not np.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is {values['loss']} at step {step}; lower sft.optimizer.learning_rate"
-                    )
-                per_step = (time.time() - began) / (_SAY_EVERY if step % _SAY_EVERY == 0 else 1)
-                began = time.time()
-                metrics.say(
-                    f"sft step {step}/{total}  loss {values['loss']:.4f}  {per_step * 1e3:.0f} ms/step"
-                )
-            if step % _CHECKPOINT_EVERY == 0 or step == total:
-                checkpoints.save(step, state._asdict(), {})
-        checkpoints.close()
-        output = workdir / c.output
-        setup.save_model(output, model, tokens, state.policy)
-        metrics.say(f"wrote {output}")
+    with (
+        setup.session(config, _WORKDIR.value) as workdir,
+        metrics.verb(workdir, "sft"),
+        checkpoint.Checkpoints(workdir / "sft", keep=1) as checkpoints,
+    ):
+        train(config, workdir, checkpoints)
 
 
 if __name__ == "__main__":

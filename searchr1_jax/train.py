@@ -8,9 +8,12 @@ with the same numbers. Ctrl-C or SIGTERM ends it after the step in progress, wit
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import signal
+import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,6 +33,8 @@ from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import engine as engine_lib
+from searchr1_jax.rollout import episodes
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
@@ -38,113 +43,189 @@ _CONFIG, _WORKDIR = setup.define_flags()
 
 def main(argv):
     del argv
-    config = _CONFIG.value
-    with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "train"):
-        setup.check_workdir(config, workdir)
-        train(config, workdir)
+    config, stop = _CONFIG.value, _StopSignal()
+    with (
+        setup.session(config, _WORKDIR.value) as workdir,
+        metrics.verb(workdir, "train"),
+        checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+    ):
+        if checkpoints.latest:
+            setup.check_workdir(config, workdir)
+        finished = train(config, build(config, workdir), workdir, checkpoints, stop)
+    if not finished:
+        sys.exit(stop.exit_status)
 
 
-def train(config: setup.Config, workdir: pathlib.Path) -> None:
-    """The whole run, or what is left of it."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """The parts of a run, made from its config before any of it has learned."""
+
+    tokens: tokenizer.Tokenizer
+    engine: engine_lib.Engine
+    rollout: episodes.Rollout
+    decodings: dict[str, engine_lib.Decoding]  # of the rollout ("sampled") and of evaluations
+    stream: stream_lib.QuestionStream
+    held_out: list[episodes.Task]
+    reward: rewards.Reward
+    learner: update.Learner
+    reference: decoder.Params
+    about: dict[str, Any]  # what a checkpoint says of its policy, all that export needs beside the weights
+    state: update.TrainState  # as it begins
+
+
+def build(config: setup.Config, workdir: pathlib.Path) -> Run:
+    """All parts; whatever is wrong with the config or its files is found here, before any work."""
+    decodings = {name: setup.decoding(config, name) for name in ("sampled", *config.evaluation.decoding)}
+    reward = rewards.resolve(config.reward)
     model_path = setup.model_directory(config.model.path, workdir, "model.path")
     model, tokens = hf.read_config(model_path), tokenizer.Tokenizer.load(model_path)
-    reward_of = rewards.resolve(config.reward)
-    decodings = {name: setup.decoding(config, name) for name in config.evaluation.decoding}
     sources = setup.questions(config, "train", workdir)
     for source in sources:
-        setup.tasks(config, source, tokens, samples=1)  # refuses questions too long before any work
-    held_out = [example for source in setup.questions(config, "validation", workdir) for example in source]
-    held_out = setup.tasks(config, held_out[: config.evaluation.questions or None], tokens, samples=1)
+        setup.tasks(config, source, tokens, samples=1)  # refuses questions too long
+    count = config.evaluation.questions or None
+    held_out = [q for source in setup.questions(config, "validation", workdir) for q in list(source)[:count]]
     environment = setup.search_environment(config, setup.retriever(config, workdir))
     engine, rollout = setup.rollout(config, model, tokens, environment)
     learner = setup.learner(config, model)
-
-    stream = stream_lib.QuestionStream(sources, seed=config.seed, batch_questions=config.rollout.questions)
     param_dtype = setup.dtype(config.model.param_dtype)
-    reference = hf.load(model_path, dtype=setup.dtype(config.model.reference_dtype))
     value = None
     if learner.config.has_value_model:  # the policy's body with a fresh head
         value = hf.load(model_path, kind=decoder.Value, dtype=param_dtype)
-    state = learner.init(hf.load(model_path, dtype=param_dtype), value)
+    return Run(
+        tokens=tokens,
+        engine=engine,
+        rollout=rollout,
+        decodings=decodings,
+        stream=stream_lib.QuestionStream(sources, seed=config.seed, batch_questions=config.rollout.questions),
+        held_out=setup.tasks(config, held_out, tokens, samples=1),
+        reward=reward,
+        learner=learner,
+        reference=hf.load(model_path, dtype=setup.dtype(config.model.reference_dtype)),
+        about={
+            "model": model_config.to_hf(model, dtype=str(param_dtype)),
+            "base": config.model.path,
+            "has_value_model": learner.config.has_value_model,
+        },
+        state=learner.init(hf.load(model_path, dtype=param_dtype), value),
+    )
 
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    step = checkpoints.latest or 0
+
+def train(
+    config: setup.Config,
+    run: Run,
+    workdir: pathlib.Path,
+    checkpoints: checkpoint.Checkpoints,
+    stop: _StopSignal,
+) -> bool:
+    """The whole run, or what is left of it. Returns whether it came to its end."""
+    total, state, step = config.learner.steps, run.state, checkpoints.latest or 0
+    run = dataclasses.replace(run, state=None)  # learning donates it
+    row = {} if step == 0 and config.evaluation.first else None  # of a step whose evaluation is still owed
     if step:
-        trees, extra = checkpoints.restore(step, state._asdict())
-        state = update.TrainState(**trees)
-        stream.restore(extra["stream"])
-        metrics.say(f"resuming after step {step} of {config.learner.steps}")
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict()
+        )
+        del state  # the checkpoint's takes its place in memory
+        trees, extra = checkpoints.restore(step, like)
+        state, row = update.TrainState(**trees), extra["owed"]
+        run.stream.restore(extra["stream"])
+        metrics.say(f"resuming after step {step} of {total}")
     setup.claim_workdir(config, workdir)  # only now: what could not start has claimed nothing
-    tokens.save(workdir / setup.RUN_TOKENIZER)
-    about = {  # all that export needs to know beside the weights
-        "model": model_config.to_hf(model, dtype=str(param_dtype)),
-        "base": config.model.path,
-        "has_value_model": learner.config.has_value_model,
-    }
-    writer = metrics.Writer(workdir, step=step)
-    stop = _StopSignal()
+    run.tokens.save(workdir / setup.RUN_TOKENIZER)
+    if config.rollout.top_p < 1 or config.rollout.top_k:
+        metrics.say(
+            "rollout.top_p or top_k cuts the distribution that is sampled; log-probs are of the whole one"
+        )
+    position = run.stream.state()
 
-    def evaluate() -> dict[str, float]:
-        engine.load(state.policy)
-        values = {}
-        for name, decoding in decodings.items():
-            results, _ = evaluation.evaluate(
-                rollout, held_out, decoding, split="validation", name=name, seed=config.seed
-            )
-            results.save(workdir / "eval" / f"validation-{name}-step{step:06d}.json")
-            values |= {f"eval/{name}/{key}": number for key, number in results.scalars().items()}
-        return values
+    def save(owed: dict[str, float] | None = None) -> None:
+        extra = run.about | {"stream": position, "step": step, "owed": owed}
+        checkpoints.save(step, state._asdict(), extra)
 
-    if step == 0 and config.evaluation.first:
-        values = evaluate()
-        writer.write(0, values)
-        metrics.say(f"step 0/{config.learner.steps}  " + _line(values))
-    stopping = stop.requested
-    while step < config.learner.steps and not stopping:
-        began = time.time()
-        examples = next(stream)
-        engine.load(state.policy)
-        tasks = setup.tasks(config, examples, tokens, samples=config.rollout.samples)
-        trajectories = _roll_out(config, rollout, tasks, step, workdir)
-        acted = time.time()
-        scores = [reward_of(t) for t in trajectories]
-        state, values = learn(config, learner, state, reference, trajectories, scores, step)
-        step += 1
-        values |= describe(trajectories, scores)
-        values |= {
-            "compiled_programs": engine.compiled + learner.compiled,
-            "seconds/rollout": acted - began,
-            "seconds/learning": time.time() - acted,
-        }
-        if (every := config.log.trajectories_every) and step % every == 0:
-            path = workdir / "trajectories" / f"step{step:06d}.jsonl"
-            evaluation.write_trajectories(path, trajectories, scores)
-        last = step == config.learner.steps
-        if (every := config.evaluation.every) and (step % every == 0 or last):
-            values |= evaluate()
-        writer.write(step, values)
-        metrics.say(f"step {step}/{config.learner.steps}  " + _line(values))
-        stopping = stop.requested  # read once: no stop without a checkpoint
-        if step % config.checkpoint.every == 0 or last or stopping:
-            checkpoints.save(step, state._asdict(), about | {"stream": stream.state(), "step": step})
-    checkpoints.close()
-    writer.close()
+    with metrics.Writer(workdir, step=step) as writer:
+        try:
+            while row is not None or step < total:
+                if row is None:
+                    run.engine.load(state.policy)
+                    state, row = one_step(config, run, state, step, workdir)
+                    step, position = step + 1, run.stream.state()
+                if evaluation_due(config, step):
+                    row |= evaluate(config, run, state, step, workdir)
+                writer.write(step, row)
+                metrics.say(f"step {step}/{total}  " + _line(row))
+                if evaluation_due(config, step):
+                    report.learning_curve(workdir)
+                row = None
+                every, stopping = (
+                    config.checkpoint.every,
+                    stop.requested,
+                )  # read once: no stop without a checkpoint
+                if step and (stopping or step == total or every and step % every == 0):
+                    save()
+                if stopping:
+                    break
+        except retrieval.RetrievalError:
+            if step and step not in checkpoints.steps:
+                save(owed=row)
+                metrics.say(f"saved step {step}; start again with the same command to go on from there")
+            raise
     report.learning_curve(workdir)
-    if step < config.learner.steps:
+    if step < total:
         metrics.say(f"stopped after step {step}; start again with the same command to go on")
+    return step == total
 
 
-def _roll_out(config, rollout, tasks, step: int, workdir: pathlib.Path) -> list[types.Trajectory]:
+def evaluation_due(config: setup.Config, step: int) -> bool:
+    if step == 0:
+        return config.evaluation.first
+    every = config.evaluation.every
+    return bool(every) and (step % every == 0 or step == config.learner.steps)
+
+
+def evaluate(config: setup.Config, run: Run, state, step: int, workdir: pathlib.Path) -> dict[str, float]:
+    """Figures on the held-out questions, under eval/<decoding>/."""
+    run.engine.load(state.policy)
+    values = {}
+    for name in config.evaluation.decoding:
+        results, _ = evaluation.evaluate(
+            run.rollout, run.held_out, run.decodings[name], split="validation", name=name, seed=config.seed
+        )
+        results.save(workdir / "eval" / f"validation-{name}-step{step:06d}.json")
+        values |= {f"eval/{name}/{key}": number for key, number in results.scalars().items()}
+    return values
+
+
+def one_step(config: setup.Config, run: Run, state, step: int, workdir: pathlib.Path):
+    """Rolls out with the weights that the engine holds, and learns. Returns the next state and the step's figures."""
+    began = time.time()
+    tasks = setup.tasks(config, next(run.stream), run.tokens, samples=config.rollout.samples)
+    trajectories = roll_out(config, run, tasks, step, workdir)
+    acted = time.time()
+    scores = [run.reward(t) for t in trajectories]
+    state, values = learn(config, run.learner, state, run.reference, trajectories, scores, step)
+    values |= describe(trajectories, scores)
+    values |= {
+        "compiled_programs": run.engine.compiled + run.learner.compiled,
+        "seconds/rollout": acted - began,
+        "seconds/learning": time.time() - acted,
+    }
+    if (every := config.log.trajectories_every) and (step + 1) % every == 0:
+        path = workdir / "trajectories" / f"step{step + 1:06d}.jsonl"
+        evaluation.write_trajectories(path, trajectories, scores)
+    return state, values
+
+
+def roll_out(config, run: Run, tasks, step: int, workdir: pathlib.Path) -> list[types.Trajectory]:
     """The step's trajectories, sorted. If a search fails for good, what was finished is written first."""
     finished: list[types.Trajectory] = []
-    running = rollout.run(tasks, setup.decoding(config, "sampled"), seed=config.seed, step=step)
+    running = run.rollout.run(tasks, run.decodings["sampled"], seed=config.seed, step=step)
     total = sum(task.samples for task in tasks)
     try:
         for trajectory in metrics.progress(running, total=total, what=f"rollout {step + 1}"):
             finished.append(trajectory)
     except retrieval.RetrievalError:
         path = workdir / "trajectories" / f"interrupted-step{step + 1:06d}.jsonl"
-        evaluation.write_trajectories(path, finished, [0.0] * len(finished))
+        evaluation.write_trajectories(path, finished, [run.reward(t) for t in finished])
         metrics.say(f"{len(finished)} finished trajectories of step {step + 1} are in {path}")
         raise
     return sorted(finished, key=lambda t: t.key)
@@ -226,14 +307,14 @@ class _StopSignal:
     """Turns the first SIGINT or SIGTERM into a request to stop after the step in progress."""
 
     def __init__(self):
-        self.requested = False
+        self.requested, self.exit_status = False, 0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._request)
 
     def _request(self, number, frame):
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self.exit_status = True, 128 + number
         metrics.say("stopping after this step; once more to stop at once")
 
 

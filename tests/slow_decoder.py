@@ -14,6 +14,8 @@ from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 
 COMPUTE = decoder.Compute(dtype=jnp.float32, remat=False, attention="xla")
+# For programs that run once: LLVM would take longer to make them fast than to compile them.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": "0"}
 
 
 def tiny_config(**changes) -> model_config.ModelConfig:

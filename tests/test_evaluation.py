@@ -57,6 +57,7 @@ def test_figures_are_means_over_the_questions():
         searches=(1 + 2 + 1 + 0) / 4,  # c's second search was not answered
         response_tokens=(3 + 7 + 1 + 10) / 4,
         em_by_hops={"1": 1.0, "2": 1 / 3},
+        em_by_source={"": 0.5},
         stop_reasons={"answered": 3, "search_limit": 1},
     )
 
@@ -130,3 +131,10 @@ def test_a_trajectory_is_one_line_of_json_with_texts_ids_and_mask(tmp_path):
 def test_as_many_rewards_as_trajectories_are_written(tmp_path):
     with pytest.raises(ValueError):
         evaluation.write_trajectories(tmp_path / "step.jsonl", FOUR, [1.0])
+
+
+def test_exact_match_is_told_apart_by_question_file():
+    answers = {"nq/test/1": "x", "nq/test/2": "y", "b/7": "x"}
+    found = [trajectory(name, answer, ("x",), hops=0) for name, answer in answers.items()]
+    results = evaluation.summarise(found, split="test", decoding="greedy")
+    assert results.em_by_source == {"b": 1.0, "nq/test": 0.5}

@@ -56,13 +56,15 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out(tmp_path, length):
     assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
-def test_a_verb_that_ends_leaves_its_seconds_and_memory_and_one_that_fails_does_not(tmp_path):
+def test_a_verb_that_ends_or_is_interrupted_leaves_its_seconds_and_memory_and_one_that_fails_does_not(tmp_path):
     for name in ("prepare", "train"):
         with metrics.verb(tmp_path, name):
             pass
     with pytest.raises(RuntimeError), metrics.verb(tmp_path, "export"):
         raise RuntimeError
+    with pytest.raises(KeyboardInterrupt), metrics.verb(tmp_path, "train"):
+        raise KeyboardInterrupt
     rows = [json.loads(line) for line in (tmp_path / "verbs.jsonl").read_text().splitlines()]
-    assert [row["verb"] for row in rows] == ["prepare", "train"]
+    assert [row["verb"] for row in rows] == ["prepare", "train", "train"]
     assert rows[1]["seconds"] >= rows[0]["seconds"] > 0  # since this process began
     assert 0.05 < rows[0]["peak_memory_gb"] < 100

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,14 @@ import slow_decoder
 
 from searchr1_jax import parallel
 from searchr1_jax.learning import optimizer
+from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 
 CONFIG = slow_decoder.tiny_config()
 F, X = "fsdp", "tensor"
 
 # What each dimension of each parameter is split over, by hand, where K/V heads divide over the tensor axis.
-LAYOUT = {
+COMMON = {
     "decoder/embedding": (X, F),
     "decoder/norm": (None,),
     "decoder/layers/attention_norm": (None, None),
@@ -26,34 +28,45 @@ LAYOUT = {
     "decoder/layers/wk": (None, X, None, F),
     "decoder/layers/wv": (None, X, None, F),
     "decoder/layers/wo": (None, F, X, None),
-    "decoder/layers/bq": (None, X, None),
-    "decoder/layers/bk": (None, X, None),
-    "decoder/layers/bv": (None, X, None),
     "decoder/layers/mlp_norm": (None, None),
     "decoder/layers/gate": (None, X, F),
     "decoder/layers/up": (None, X, F),
     "decoder/layers/down": (None, F, X),
-    "head": (X, F),
 }
-SHARED_KV_LAYOUT = LAYOUT | {
-    "decoder/layers/wk": (None, None, None, F),
-    "decoder/layers/wv": (None, None, None, F),
-    "decoder/layers/bk": (None, None, None),
-    "decoder/layers/bv": (None, None, None),
-}
+BIASES = {f"decoder/layers/b{name}": (None, X, None) for name in "qkv"}
+HEAD_NORMS = {f"decoder/layers/{name}_norm": (None, None) for name in "qk"}
+LAYOUTS = {"qwen2": COMMON | BIASES, "qwen3": COMMON | HEAD_NORMS, "llama": COMMON}
+HEADS = {"policy": {"head": (X, F)}, "value": {"head": (None,)}}
 
-MESHES = [(2, 2, 2), (1, 2, 4)]  # with two key/value heads: as many as tensor shards, and fewer
-LAYOUTS = [((2, 2, 2), LAYOUT), ((1, 2, 4), SHARED_KV_LAYOUT)]
+SCALING = model_config.RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16
+)
+CONFIGS = {
+    "qwen2": slow_decoder.tiny_config(tied_embeddings=False),
+    "qwen3": slow_decoder.tiny_config(tied_embeddings=False, family="qwen3"),
+    "llama": slow_decoder.tiny_config(tied_embeddings=False, family="llama", rope_scaling=SCALING),
+}
+MESHES = [(2, 2, 2), (1, 4, 2), (1, 2, 4)]  # in the last, two key/value heads for four tensor shards
+on_meshes = pytest.mark.parametrize("family, shape", list(itertools.product(CONFIGS, MESHES)))
+
+
+def layout_of(family, shape):
+    layout = dict(LAYOUTS[family])
+    if shape[2] > CONFIGS[family].kv_heads:  # a shard has less than a head of its own, and so all of them
+        for name in layout.keys() & {f"decoder/layers/{name}" for name in ("wk", "wv", "bk", "bv")}:
+            layout[name] = tuple(None if axis == X else axis for axis in layout[name])
+    return layout
 
 
 @functools.cache
-def computed(shape):
+def computed(family, shape):
     """Parameters, logits, loss and gradients of a policy and a value model on a mesh of this shape."""
-    config, rng = slow_decoder.tiny_config(tied_embeddings=False), np.random.default_rng(0)
+    config, rng = CONFIGS[family], np.random.default_rng(0)
     tokens = rng.integers(config.vocab_size, size=(4, 16)).astype(np.int32)
     segment = np.repeat([[1] * 7 + [2] * 7 + [0] * 2], 4, 0).astype(np.int32)
     position = np.repeat([[*range(7), *range(7), 0, 0]], 4, 0).astype(np.int32)
     weight = rng.standard_normal((4, 16)).astype(np.float32) * (segment > 0)
+    compute = dataclasses.replace(slow_decoder.COMPUTE, remat=True)
     with jax.set_mesh(meshes.make(*shape)):
         arrays = parallel.to_mesh((tokens, position, segment, weight), "batch", None)
         graph, _ = decoder.abstract(decoder.Policy, config)
@@ -64,39 +77,32 @@ def computed(shape):
             "value": slow_decoder.on_mesh(config, value_host, decoder.Value),
         }
 
-        @jax.jit
-        def logits(params, tokens, position, segment, weight):
-            policy = decoder.bind(graph, params["policy"])
-            return policy.logits(
-                policy.decoder.packed(tokens, position, segment, slow_decoder.COMPUTE)
-            )
-
-        @jax.jit
-        @jax.value_and_grad
+        @functools.partial(jax.jit, compiler_options=slow_decoder.COMPILER_OPTIONS)
+        @functools.partial(jax.value_and_grad, has_aux=True)
         def loss_and_gradient(params, tokens, position, segment, weight):
             rows = tokens, position, segment
-            compute = dataclasses.replace(slow_decoder.COMPUTE, remat=True)
             policy = decoder.bind(graph, params["policy"])
             logp, entropy = policy.token_statistics(*rows, compute, temperature=0.8, vocab_chunk=8)
             value = decoder.bind(value_graph, params["value"])(*rows, compute)
-            return jnp.sum(weight * (logp + 0.3 * entropy + jnp.square(value)))
+            logits = policy.logits(policy.decoder.packed(*rows, compute))
+            return jnp.sum(weight * (logp + 0.3 * entropy + jnp.square(value))), logits
 
-        loss, gradient = loss_and_gradient(params, *arrays)
-        return params, parallel.to_host(logits(params, *arrays)), float(loss), gradient
+        (loss, logits), gradient = loss_and_gradient(params, *arrays)
+        return params, parallel.to_host(logits), float(loss), gradient
 
 
-@pytest.mark.parametrize("shape", MESHES)
-def test_eight_devices_compute_the_logits_and_the_loss_of_one(shape):
-    _, logits, loss, _ = computed(shape)
-    _, one, one_loss, _ = computed((1, 1, 1))
+@on_meshes
+def test_eight_devices_compute_the_logits_and_the_loss_of_one(family, shape):
+    _, logits, loss, _ = computed(family, shape)
+    _, one, one_loss, _ = computed(family, (1, 1, 1))
     assert np.abs(one).max() > 1
     np.testing.assert_allclose(logits, one, atol=1e-5, rtol=0)
     assert loss == pytest.approx(one_loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", MESHES)
-def test_eight_devices_compute_the_gradients_of_one(shape):
-    gradient, one = jax.device_get((computed(shape)[3], computed((1, 1, 1))[3]))
+@on_meshes
+def test_eight_devices_compute_the_gradients_of_one(family, shape):
+    gradient, one = jax.device_get((computed(family, shape)[3], computed(family, (1, 1, 1))[3]))
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(one), strict=True):
         distance = np.linalg.norm(a - b) / np.linalg.norm(b)
         assert distance <= 1e-5, (jax.tree_util.keystr(path), distance)
@@ -105,7 +111,7 @@ def test_eight_devices_compute_the_gradients_of_one(shape):
 def assert_laid_out(tree, mesh, layout):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    assert set(names) <= set(layout) and len(names) >= len(layout) - 1  # a tied policy has no head
+    assert names.keys() == layout.keys()
     for name, leaf in names.items():
         expected = jax.sharding.NamedSharding(mesh, jax.P(*layout[name]))
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), (name, leaf.sharding)
@@ -114,16 +120,16 @@ def assert_laid_out(tree, mesh, layout):
         assert all(shard.data.shape == held for shard in leaf.addressable_shards), name
 
 
-@pytest.mark.parametrize("shape, layout", LAYOUTS)
-def test_parameters_gradients_and_moments_lie_where_the_table_says(shape, layout):
-    params, _, _, gradient = computed(shape)
-    mesh = meshes.make(*shape)
+@on_meshes
+def test_parameters_gradients_and_moments_lie_where_the_table_says(family, shape):
+    params, _, _, gradient = computed(family, shape)
+    mesh, layout = meshes.make(*shape), layout_of(family, shape)
     adam = optimizer.OptimizerConfig(
         learning_rate=1.0, warmup_steps=1, final_share=1.0, total_steps=1, b1=0.9, b2=0.99, weight_decay=0.1,
         max_gradient_norm=1.0,
     )  # fmt: skip
     with jax.set_mesh(mesh):
-        for kind, head in (("policy", {}), ("value", {"head": (None,)})):
+        for kind, head in HEADS.items():
             moments = jax.jit(adam.transformation().init)(params[kind])[1]
             for tree in (params[kind], gradient[kind], moments.mu, moments.nu):
                 assert_laid_out(tree, mesh, layout | head)
@@ -133,7 +139,7 @@ def test_fresh_weights_are_made_where_the_table_says_and_are_those_of_one_device
     mesh = meshes.make(2, 2, 2)
     with jax.set_mesh(mesh):
         params = decoder.init(decoder.Policy, CONFIG, seed=0)
-        assert_laid_out(params, mesh, LAYOUT)
+        assert_laid_out(params, mesh, LAYOUTS["qwen2"])  # its head is the embedding
     with jax.set_mesh(meshes.make()):
         one = decoder.init(decoder.Policy, CONFIG, seed=0)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(one))

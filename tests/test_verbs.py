@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from searchr1_jax import metrics
 from searchr1_jax import setup
 from searchr1_jax import train
 from searchr1_jax import types
+from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.retrieval import exact_index
@@ -191,7 +193,7 @@ def test_killed_at_three_moments_and_started_again_a_run_ends_with_the_same_numb
 def test_ctrl_c_ends_with_a_checkpoint_from_which_the_run_goes_on(start, run, workdir, undisturbed):
     process = start("train", f"--workdir={workdir}")
     out = _signal_after(process, 2, signal.SIGINT)
-    assert process.returncode == 0, out
+    assert process.returncode == 130, out  # so that a script goes no further
     last = metrics.read(workdir)[-1]["step"]
     assert 2 <= last < STEPS and f"stopped after step {last}; start again with the same command" in out
     assert f"resuming after step {last} of {STEPS}" in run("train", f"--workdir={workdir}")
@@ -214,18 +216,23 @@ def test_grpo_and_the_ablation_without_a_mask_train(run, workdir):
 
 
 def test_an_export_is_the_checkpoint_as_a_hugging_face_directory(run, fails, undisturbed, tmp_path, laptop):
-    output = tmp_path / "exported" / "model"
-    run("export", f"--workdir={undisturbed}", f"--output={output}")
+    workdir, output = tmp_path / "run", tmp_path / "exported" / "model"
+    for name in ("checkpoints", setup.RUN_TOKENIZER):  # neither the base model nor the data
+        shutil.copytree(undisturbed / name, workdir / name)
+    run("export", f"--workdir={workdir}", f"--output={output}", "--value", "--max_shard_gb=0.00002")
     assert json.loads((output / "config.json").read_text())["model_type"] == "qwen2"
     loaded = transformers.AutoTokenizer.from_pretrained(output)
     ours = tokenizer.Tokenizer.load(undisturbed / "base")
     assert loaded("who founded X", add_special_tokens=False).input_ids == ours.encode("who founded X")
-    expected = _checkpoint(undisturbed)["policy"]
-    for path, weight in jax.tree_util.tree_leaves_with_path(hf.load(output)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        np.testing.assert_array_equal(weight, expected[name])
+    trees = _checkpoint(undisturbed)
+    loaded = {"policy": hf.load(output), "value": hf.load(output / "value", kind=decoder.Value)}
+    for kind, params in loaded.items():
+        for path, weight in jax.tree_util.tree_leaves_with_path(params):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            np.testing.assert_array_equal(weight, trees[kind][name])
+    assert len(list(output.glob("model-*.safetensors"))) > 1
     before = _files(output)
-    line = fails("export", f"--workdir={undisturbed}", f"--output={output}")
+    line = fails("export", f"--workdir={workdir}", f"--output={output}")
     assert f"{output} exists; choose another --output or add --overwrite" in line
     assert _files(output) == before and list(output.parent.iterdir()) == [output]
 
@@ -308,7 +315,7 @@ def test_a_run_that_cannot_start_claims_nothing(fails, workdir):
     before = _files(workdir)
     line = fails("train", f"--workdir={workdir}", "--config.model.path=nowhere")
     assert "model.path is 'nowhere'" in line and "make the files first" in line
-    assert _files(workdir) == before
+    assert _files(workdir) == before  # no config.json above all
 
 
 def test_another_config_in_the_workdir_of_a_run_is_refused_with_the_keys(fails, undisturbed):
@@ -338,18 +345,27 @@ def test_the_traceback_is_shown_on_demand(start, tmp_path):
 
 def test_free_keys_may_change_when_a_run_goes_on(tmp_path):
     setup.claim_workdir(_config(), tmp_path)
-    setup.check_workdir(_config(**{"evaluation.every": 1, "checkpoint.keep": 5, "retriever.threads": 7}), tmp_path)
+    setup.check_workdir(
+        _config(**{"evaluation.every": 1, "checkpoint.keep": 5, "retriever.threads": 7}), tmp_path
+    )
     with pytest.raises(ValueError, match="learner.row_tokens: 128 there, 256 now"):
         setup.check_workdir(_config(**{"learner.row_tokens": 256}), tmp_path)
 
 
 def test_more_steps_go_on_from_fewer_only_where_the_learning_rate_does_not_depend_on_them(tmp_path):
     setup.claim_workdir(_config(), tmp_path)
-    with pytest.raises(ValueError, match="learner.steps: 6 there, 20 now"):  # its rate falls until the last step
+    with pytest.raises(
+        ValueError, match="learner.steps: 6 there, 20 now"
+    ):  # its rate falls until the last step
         setup.check_workdir(_config(**{"learner.steps": 20}), tmp_path)
     constant = {"policy.final_share": 1.0}
     setup.claim_workdir(_config(**constant), tmp_path)
     setup.check_workdir(_config(**constant, **{"learner.steps": 20}), tmp_path)
+
+
+def test_a_misspelt_attention_is_refused_before_there_is_work_to_lose():
+    with pytest.raises(ValueError, match="model.attention is 'flash'; choose auto or one of"):
+        setup.compute(_config(**{"model.attention": "flash"}))
 
 
 def test_a_broken_corpus_line_is_named(world, tmp_path):
@@ -404,9 +420,10 @@ class _RolloutThatLosesItsServer:
 
 def test_a_search_that_fails_for_good_stops_the_run_and_saves_the_episodes_that_were_finished(tmp_path):
     with pytest.raises(retrieval.RetrievalError, match="'Mira Talon' failed after 4 attempts: status 500"):
-        train._roll_out(_config(), _RolloutThatLosesItsServer(), [], step=6, workdir=tmp_path)
+        run = mock.MagicMock(rollout=_RolloutThatLosesItsServer(), reward=lambda trajectory: 0.25)
+        train.roll_out(_config(), run, [], step=6, workdir=tmp_path)
     (line,) = (tmp_path / "trajectories" / "interrupted-step000007.jsonl").read_text().splitlines()
-    assert json.loads(line)["tokens"] == [5, 6]
+    assert json.loads(line)["tokens"] == [5, 6] and json.loads(line)["reward"] == 0.25
 
 
 def test_a_server_out_of_reach_is_a_retrieval_error_that_names_it(tmp_path):

@@ -14,7 +14,7 @@ from searchr1_jax import types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019) and its schedule, which counts rollouts, not updates."""
+    """AdamW (Loshchilov and Hutter, 2019) and its schedule, which counts steps: rollouts, not updates."""
 
     learning_rate: float  # after warm-up
     warmup_steps: int  # linear from 0
@@ -36,7 +36,7 @@ class OptimizerConfig:
     def learning_rate_at(self, step: jax.Array) -> jax.Array:
         """float32[], the learning rate of a step counted from 0."""
         warm = jnp.minimum(1.0, (step + 1) / max(1, self.warmup_steps))
-        cooled = 1.0 - (1.0 - self.final_share) * step / max(1, self.total_steps)
+        cooled = 1.0 - (1.0 - self.final_share) * step / max(1, self.total_steps - 1)
         return self.learning_rate * warm * cooled
 
     def apply(self, gradient: Any, state: optax.OptState, params: Any, step: jax.Array) -> tuple[Any, Any]:

@@ -148,7 +148,7 @@ class Learner:
         def one(i, scores):
             b = optimizer.micro_batch(arrays, i)
             logp, _ = self._policy_statistics(policy, b)
-            reference_logp = self._policy_statistics(reference, b)[0] if reference is not None else logp
+            reference_logp, _ = self._policy_statistics(reference, b)
             values = self._values(value, b) if value is not None else jnp.zeros_like(logp)
             new = Scores(logp, reference_logp, values)
             put = lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, i, 0)

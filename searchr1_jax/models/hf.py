@@ -9,7 +9,10 @@ parameter differ by a reshape, never by a transposition. `_TENSORS` is the whole
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent import futures
 import json
+import math
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -24,6 +27,8 @@ from searchr1_jax.models import decoder
 from searchr1_jax.models import tensor_files
 
 Path = tuple[str, ...]
+
+_READERS = 4  # threads
 
 _LAYER = "model.layers.{layer}."
 # Our parameter -> the checkpoint's tensor, and how many of our dimensions (layers aside) make its first one.
@@ -162,21 +167,38 @@ def load(
 def _read(
     where, name: str, target: jax.ShapeDtypeStruct, index: tuple[slice, ...], stacked: bool
 ) -> np.ndarray:
+    """The slice of a parameter, layer by layer in a few threads: reading lets go of the interpreter."""
+    dims, part = target.shape[stacked:], index[stacked:]
+    shape = [len(range(size)[cut]) for size, cut in zip(dims, part, strict=True)]
     if not stacked:
-        return np.asarray(where[name].view(target.shape)[index], target.dtype)
+        out = _aligned(shape, target.dtype)
+        where[name].read_into(out, dims, part)
+        return out
     layers = range(target.shape[0])[index[0]]
-    shape = [len(range(size)[part]) for size, part in zip(target.shape[1:], index[1:], strict=True)]
-    out = np.empty((len(layers), *shape), target.dtype)
-    for row, layer in enumerate(layers):
-        out[row] = where[name.format(layer=layer)].view(target.shape[1:])[index[1:]]
+    out = _aligned([len(layers), *shape], target.dtype)
+
+    def read(row):
+        where[name.format(layer=layers[row])].read_into(out[row], dims, part)
+
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(read, range(len(layers))))
     return out
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """An empty array at an address that JAX's CPU backend takes as it is; elsewhere it would copy."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(size + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + size].view(dtype).reshape(shape)
 
 
 def _check(directory, config, kind, abstract, where) -> None:
     expected = _stored(config, abstract, kind)
     if kind is decoder.Value:
-        expected.pop(_VALUE_HEAD)
-        allowed = {_VALUE_HEAD, "lm_head.weight"}
+        if _VALUE_HEAD not in where:  # a fresh one will do
+            expected.pop(_VALUE_HEAD)
+        allowed = {"lm_head.weight"}
     else:
         # A tied head may be stored all the same; it is the embedding once more.
         allowed = {"lm_head.weight"} if config.tied_embeddings else set()

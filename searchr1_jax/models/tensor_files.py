@@ -41,6 +41,23 @@ class StoredTensor:
         """The tensor, of this shape if given, as a map of the file: only what is indexed and copied is read."""
         return np.memmap(self.file, self.dtype, "r", self.offset, tuple(shape or self.shape))
 
+    def read_into(self, out: np.ndarray, shape: Sequence[int], index: tuple[slice, ...]) -> None:
+        """Fills `out` with a slice of the tensor, seen as of this shape; casts where the dtypes differ."""
+        whole = all(range(size)[cut] == range(size) for size, cut in zip(shape[1:], index[1:], strict=True))
+        if self.dtype != out.dtype or not whole:
+            out[...] = self.view(shape)[index]
+            return
+        # Whole rows lie together: one read, without the page faults of a map.
+        row = math.prod(shape[1:]) * self.dtype.itemsize
+        target = memoryview(out.reshape(-1).view(np.uint8))
+        with open(self.file, "rb", buffering=0) as file:
+            file.seek(self.offset + range(shape[0])[index[0]].start * row)
+            place = 0
+            while place < len(target):
+                if not (count := file.readinto(target[place:])):
+                    raise ValueError(f"{self.file} was cut short while it was read; fetch or export it again")
+                place += count
+
 
 def find(directory: pathlib.Path) -> dict[str, StoredTensor]:
     """All tensors of a directory, by name.
@@ -51,7 +68,10 @@ def find(directory: pathlib.Path) -> dict[str, StoredTensor]:
     """
     index = directory / _INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is broken ({error!r}); fetch or export the model again") from error
         missing = [name for name in names if not (directory / name).is_file()]
         if missing:
             raise ValueError(f"{index} names {missing}, not in {directory}; fetch or export the model again")
@@ -75,23 +95,28 @@ def _header(file: pathlib.Path) -> dict[str, StoredTensor]:
             raise ValueError(f"{file} is truncated or no safetensors file ({size} bytes); {remedy}")
         try:
             header: dict[str, Any] = json.loads(opened.read(length))
-        except ValueError as error:
-            raise ValueError(f"{file} has a broken safetensors header ({error}); {remedy}") from error
-    header.pop("__metadata__", None)
+            header.pop("__metadata__", None)
+            entries = {name: _entry(**entry) for name, entry in header.items()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} has a broken safetensors header ({error!r}); {remedy}") from error
     found = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
+    for name, (stored, shape, begin, end) in entries.items():
         if 8 + length + end > size:
             raise ValueError(
                 f"{file} is truncated: {name} ends at byte {8 + length + end} of {size}; {remedy}"
             )
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{file}: {name} is {entry['dtype']}; convert it to one of {list(_DTYPES)}")
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+        if stored not in _DTYPES:
+            raise ValueError(f"{file}: {name} is {stored}; convert it to one of {list(_DTYPES)}")
+        dtype = _DTYPES[stored]
         if end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{file}: {name} of {shape} {dtype} does not take {end - begin} bytes; {remedy}")
         found[name] = StoredTensor(file=file, dtype=dtype, shape=shape, offset=8 + length + begin)
     return found
+
+
+def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, tuple[int, ...], int, int]:
+    begin, end = data_offsets
+    return dtype, tuple(map(int, shape)), int(begin), int(end)
 
 
 def write(
@@ -150,5 +175,6 @@ def _write_file(path: pathlib.Path, shard, produce) -> None:
             if value.size != math.prod(shape):
                 raise ValueError(f"{name} has {value.size} entries, {shape} were promised")
             file.write(value.reshape(-1).view(np.uint8).data)
+            del value  # before the next is asked for
         file.flush()
         os.fsync(file.fileno())

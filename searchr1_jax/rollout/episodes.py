@@ -42,6 +42,7 @@ class Task:
     example: types.QAExample
     prompt: tuple[int, ...]  # token ids
     samples: int
+    first_sample: int = 0  # their numbers go on from here; a question may come twice in a step
 
 
 def make_tasks(
@@ -52,12 +53,13 @@ def make_tasks(
     samples: int,
     room: int,
 ) -> list[Task]:
-    """Tokenised prompts.
+    """Tokenised prompts. A question that comes again goes on counting its samples, so that no two are alike.
 
     Raises:
       ValueError: naming the question whose prompt is longer than `room` tokens.
     """
-    tasks = []
+    tasks: list[Task] = []
+    asked = collections.Counter()
     for example in examples:
         prompt = tuple(tokenizer.encode_prompt(protocol.render_prompt(example.question)))
         if len(prompt) > room:
@@ -65,7 +67,9 @@ def make_tasks(
                 f"the prompt of question {example.id!r} has {len(prompt)} tokens, but only {room} leave room for a turn"
                 " in the context; shorten the question or raise rollout.context_tokens"
             )
-        tasks.append(Task(example=example, prompt=prompt, samples=samples))
+        first = asked[example.id] * samples
+        tasks.append(Task(example=example, prompt=prompt, samples=samples, first_sample=first))
+        asked[example.id] += 1
     return tasks
 
 
@@ -124,11 +128,11 @@ class Rollout:
           RetrievalError: when a search finally failed; the trajectories yielded so far are whole.
         """
         run = _Run(self._engine, self._environment, self._tokenizer, self._limits, decoding, (seed, step))
-        with futures.ThreadPoolExecutor(self._limits.retrieval_threads, "retrieval") as pool:
-            try:
-                yield from run.episodes(tasks, pool)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        pool = futures.ThreadPoolExecutor(self._limits.retrieval_threads, "retrieval")
+        try:
+            yield from run.episodes(tasks, pool)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a search that hangs holds nobody else up
 
 
 class _Run:
@@ -165,11 +169,12 @@ class _Run:
                 batch, self.requests = self.requests, []
                 future = pool.submit(self.environment.fetch, [outcome.request for _, outcome in batch])
                 self.fetching[future] = batch
-            if self.fetching:
-                idle = not self.finished and not self.appends and not in_flight
-                self.collect(wait=idle and not any(e.decoding for e in self.active.values()))
-            yield from self.finished
+            idle = not self.finished and not self.appends and not in_flight
+            yield from self.finished  # before a failed search can end the run
             self.finished.clear()
+            if self.fetching:
+                self.collect(wait=idle and not any(e.decoding for e in self.active.values()))
+        yield from self.finished
 
     def admit(self, waiting: collections.deque) -> None:
         """Puts episodes into free slots; the samples of a question share the row that appends their prompt."""
@@ -181,7 +186,7 @@ class _Run:
                 if first + count < task.samples:
                     waiting.appendleft((task, first + count))
                 identities = []
-                for sample, slot in enumerate(slots, start=first):
+                for sample, slot in enumerate(slots, start=task.first_sample + first):
                     blank = [False] * len(task.prompt)
                     logp = [0.0] * len(task.prompt)
                     self.active[slot] = _Episode(task, sample, slot, list(task.prompt), blank, logp)

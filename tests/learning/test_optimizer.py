@@ -23,8 +23,8 @@ def _config(**changes):
         (dict(warmup_steps=0), {0: 0.5, 99: 0.5}),
         (dict(warmup_steps=1), {0: 0.5, 1: 0.5}),
         (dict(warmup_steps=4), {0: 0.125, 1: 0.25, 3: 0.5, 4: 0.5, 99: 0.5}),
-        (dict(warmup_steps=0, final_share=0.2, total_steps=10), {0: 0.5, 5: 0.3, 10: 0.1}),
-        (dict(warmup_steps=4, final_share=0.0, total_steps=10), {1: 0.225, 5: 0.25}),
+        (dict(warmup_steps=0, final_share=0.2, total_steps=11), {0: 0.5, 5: 0.3, 10: 0.1}),
+        (dict(warmup_steps=4, final_share=0.0, total_steps=11), {1: 0.225, 5: 0.25}),
     ],
 )
 def test_learning_rate(changes, rates):

@@ -4,10 +4,13 @@
 compared live, and what `save` writes is loaded by transformers.
 """
 
+import fnmatch
 import json
 import pathlib
 import sys
 
+import bits
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import meshes
@@ -20,6 +23,7 @@ import slow_decoder
 from searchr1_jax import parallel
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
+from searchr1_jax.models import tensor_files
 from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer
 
@@ -65,9 +69,9 @@ def our_logits(directory, tokens_BT):
     return np.asarray(logits(hf.load(directory), rows, position))
 
 
-def saved(directory, config, params):
-    stops = list(protocol.STOP_TAGS)
-    hf.save(directory, config, params, eos_ids=frozenset({0}), stop_strings=stops)
+def saved(directory, config, params, **options):
+    stops = tuple(protocol.STOP_TAGS)
+    hf.save(directory, config, params, eos_ids=frozenset({0}), stop_strings=stops, **options)
     return directory
 
 
@@ -124,16 +128,40 @@ def test_transformers_loads_what_save_writes_tokenizer_included(laptop, make_hf_
     assert theirs.decode(written[0][len(ids) :]) == "</search>"
 
 
-def test_load_save_load_is_bit_identical(laptop, golden, tmp_path):
+@pytest.mark.parametrize("max_shard_bytes, several", [(5 * 10**9, False), (5_000, True)])
+def test_load_save_load_is_bit_identical(laptop, golden, tmp_path, max_shard_bytes, several):
     first, config = jax.device_get(hf.load(golden)), hf.read_config(golden)
-    saved(tmp_path, config, first)
+    saved(tmp_path, config, first, max_shard_bytes=max_shard_bytes)
+    files = list(tmp_path.glob("*.safetensors"))
+    assert (tmp_path / "model.safetensors.index.json").exists() == (len(files) > 3) == several
     assert hf.read_config(tmp_path) == config
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(hf.load(tmp_path)), first)
-    ours = safetensors_numpy.load_file(tmp_path / "model.safetensors")
-    theirs = safetensors_numpy.load_file(golden / "model.safetensors")
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    bits.assert_equal(jax.device_get(hf.load(tmp_path)), first)
+    bits.assert_equal(bits.stored(tmp_path), bits.stored(golden))
+
+
+def test_an_exported_model_has_its_logits_in_transformers(laptop, golden, make_hf_logits, tmp_path):
+    import transformers
+
+    config, stored = hf.read_config(golden), np.load(golden / "logits.npz")
+    saved(tmp_path, config, hf.load(golden), max_shard_bytes=5_000)
+    model, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values()) and type(model).__name__.lower().startswith(config.family)
+    difference = np.abs(make_hf_logits.logits(model, stored["tokens"]) - stored["logits"])
+    assert difference.max() <= TOLERANCE
+
+
+def test_weights_are_rounded_to_the_nearest_bfloat16_where_it_is_asked_for(laptop, golden, tmp_path):
+    config = hf.read_config(golden)
+    saved(tmp_path, config, jax.device_get(hf.load(golden)), dtype=jnp.bfloat16)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["dtype"] == settings["torch_dtype"] == "bfloat16"
+    rounded = bits.stored(tmp_path)
+    for name, value in bits.stored(golden).items():
+        exact = value.view(np.uint32)
+        # Half of the last place that stays is added, less one bit where that place is even: ties go to even.
+        expected = ((exact + 0x7FFF + (exact >> 16 & 1)) >> 16).astype(np.uint16)
+        assert rounded[name].dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(rounded[name].view(np.uint16), expected, err_msg=name)
 
 
 def test_bfloat16_checkpoints_load_and_save_bit_by_bit(laptop, golden, tmp_path):
@@ -146,8 +174,46 @@ def test_bfloat16_checkpoints_load_and_save_bit_by_bit(laptop, golden, tmp_path)
     jax.tree.map(lambda w, h: np.testing.assert_array_equal(w, h.astype(np.float32)), wide, half)
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(wide))
     again = jax.device_get(hf.load(tmp_path, dtype=jnp.bfloat16))
-    bits = lambda params: jax.tree.map(lambda x: x.view(np.uint16), params)
-    jax.tree.map(np.testing.assert_array_equal, bits(again), bits(half))
+    bits.assert_equal(again, half)
+
+
+# The value model.
+
+
+def test_a_value_model_starts_with_the_body_of_the_policy_and_expects_nothing(laptop, golden):
+    policy, value = jax.device_get((hf.load(golden), hf.load(golden, kind=decoder.Value)))
+    assert value.keys() == {"decoder", "head"}
+    bits.assert_equal(value["decoder"], policy["decoder"])
+    np.testing.assert_array_equal(value["head"], np.zeros(hf.read_config(golden).width, np.float32))
+
+
+def test_a_value_model_comes_back_with_its_head(laptop, golden, tmp_path):
+    config = hf.read_config(golden)
+    value = slow_decoder.random_params(config, 5, decoder.Value)
+    saved(tmp_path, config, value, kind=decoder.Value, max_shard_bytes=5_000)
+    bits.assert_equal(jax.device_get(hf.load(tmp_path, kind=decoder.Value)), value)
+    stored = bits.stored(tmp_path)
+    np.testing.assert_array_equal(stored["value_head.weight"], value["head"][None])
+    assert "lm_head.weight" not in stored
+
+
+def test_a_value_head_of_another_width_is_refused(laptop, tmp_path):
+    directory = altered(tmp_path, lambda t: t | {"value_head.weight": np.zeros((1, 23), np.float32)})
+    with pytest.raises(
+        ValueError, match=r"value_head.weight has shape \[1, 23\], config.json says \[1, 24\]"
+    ):
+        hf.load(directory, kind=decoder.Value)
+
+
+def test_a_value_model_is_no_policy(laptop, tmp_path):
+    config = slow_decoder.tiny_config(tied_embeddings=False)
+    value = slow_decoder.random_params(config, 0, decoder.Value)
+    saved(tmp_path, config, value, kind=decoder.Value)
+    with pytest.raises(ValueError, match="missing lm_head.weight; unexpected value_head.weight"):
+        hf.load(tmp_path)
+
+
+# Meshes.
 
 
 def test_weights_come_straight_into_the_shards_of_a_larger_mesh(tmp_path, laptop):
@@ -156,8 +222,52 @@ def test_weights_come_straight_into_the_shards_of_a_larger_mesh(tmp_path, laptop
     saved(tmp_path, config, params)
     with jax.set_mesh(meshes.make(1, 2, 4)):
         loaded, (_, target) = hf.load(tmp_path), decoder.abstract(decoder.Policy, config)
-        jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), params)
+        bits.assert_equal(jax.device_get(loaded), params)
         assert jax.tree.all(jax.tree.map(lambda x, t: x.sharding == t.sharding, loaded, target))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama"])
+def test_a_mesh_reads_no_more_than_its_devices_hold_and_gets_what_one_device_gets(
+    laptop, tmp_path, monkeypatch, family
+):
+    config = slow_decoder.tiny_config(family=family, tied_embeddings=False)
+    saved(tmp_path, config, slow_decoder.random_params(config, 0))
+    one = jax.device_get(hf.load(tmp_path))
+    reads = {}  # (file, offset of the tensor) → entries of each read
+    read_into = tensor_files.StoredTensor.read_into
+
+    def recorded(self, out, shape, index):
+        reads.setdefault(self, []).append(out.size)
+        return read_into(self, out, shape, index)
+
+    monkeypatch.setattr(tensor_files.StoredTensor, "read_into", recorded)
+    with jax.set_mesh(meshes.make(2, 2, 2)):
+        bits.assert_equal(jax.device_get(hf.load(tmp_path)), one)
+    stored = tensor_files.find(tmp_path)
+    assert set(reads) == set(stored.values())
+    # Every entry is read once, though two replicas hold it: a shard at a time, 2 (fsdp) x 2 (tensor) of a projection,
+    # 2 (tensor) of a bias.
+    split = {name: 1 if "norm" in name else 2 if name.endswith("bias") else 4 for name in stored}
+    for name, tensor in stored.items():
+        size = int(np.prod(tensor.shape))
+        assert reads[tensor] == [size // split[name]] * split[name], name
+
+
+def test_replicas_that_were_read_once_may_be_donated_all_the_same(tmp_path):
+    config = slow_decoder.tiny_config()
+    with jax.set_mesh(meshes.make(8)):
+        params = slow_decoder.random_params(config, 0)
+        saved(tmp_path, config, params)
+        double = jax.jit(lambda x: 2 * x, donate_argnums=0)
+        for shard in double(hf.load(tmp_path)["decoder"]["norm"]).addressable_shards:
+            np.testing.assert_array_equal(shard.data, 2 * params["decoder"]["norm"])
+
+
+def test_a_mesh_writes_the_bytes_that_one_device_writes(laptop, golden, tmp_path):
+    config = hf.read_config(golden)
+    with jax.set_mesh(meshes.make(1, 4, 1)):
+        saved(tmp_path, config, hf.load(golden))
+    bits.assert_equal(bits.stored(tmp_path), bits.stored(golden))
 
 
 def test_a_checkpoint_in_several_files_is_one(laptop, golden, tmp_path):
@@ -166,13 +276,12 @@ def test_a_checkpoint_in_several_files_is_one(laptop, golden, tmp_path):
     for part in (0, 1):
         some = {name: tensors[name] for name in sorted(tensors)[part::2]}
         safetensors_numpy.save_file(some, tmp_path / f"model-0000{part + 1}-of-00002.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((hf.load(tmp_path), hf.load(golden))))
+    bits.assert_equal(*jax.device_get((hf.load(tmp_path), hf.load(golden))))
 
 
 def test_a_tied_head_that_is_stored_all_the_same_is_the_embedding_once_more(laptop, tmp_path):
     directory = altered(tmp_path, lambda t: t | {"lm_head.weight": t["model.embed_tokens.weight"]})
-    loaded, without = jax.device_get((hf.load(directory), hf.load(GOLDEN / NAMES[0])))
-    jax.tree.map(np.testing.assert_array_equal, loaded, without)
+    bits.assert_equal(*jax.device_get((hf.load(directory), hf.load(GOLDEN / NAMES[0]))))
 
 
 def altered(directory, change):
@@ -226,6 +335,50 @@ def test_a_directory_of_another_architecture_is_refused_before_its_weights_are_r
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="model_type 'gpt2'"):
         hf.load(tmp_path)
+
+
+# The hub.
+
+
+def test_a_hub_id_is_fetched_without_the_weights_of_other_frameworks(monkeypatch, tmp_path):
+    asked = []
+
+    def snapshot_download(name, *, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert hf.directory("Qwen/Qwen2.5-0.5B") == tmp_path
+    ((name, patterns),) = asked
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json", "merges.txt"]
+    others = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"]
+    fetched = [file for file in wanted + others if any(fnmatch.fnmatch(file, p) for p in patterns)]
+    assert name == "Qwen/Qwen2.5-0.5B" and fetched == wanted
+
+
+def test_a_directory_is_taken_before_the_hub_is_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Qwen" / "mine").mkdir(parents=True)
+    assert hf.directory("Qwen/mine") == pathlib.Path("Qwen/mine")
+
+
+def test_an_id_that_the_hub_does_not_give_is_named_with_its_reason(monkeypatch):
+    def snapshot_download(name, **_):
+        raise OSError("401 Client Error")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(
+        ValueError, match="'nobody/nothing' is no directory, and the hub .*: 401 Client Error"
+    ):
+        hf.directory("nobody/nothing")
+
+
+@pytest.mark.parametrize("name", ["nothing", "/absent/model", "a/b/c", "gs://bucket/model"])
+def test_what_is_neither_a_directory_nor_an_id_is_refused(monkeypatch, name):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+    with pytest.raises(ValueError, match=f"'{name}' is no directory, nor a model id of the hub"):
+        hf.directory(name)
 
 
 def test_the_generation_settings_stop_where_episodes_do(laptop, tmp_path):
