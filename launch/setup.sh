@@ -9,6 +9,7 @@ VENV="${VENV:-.venv}"
 if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then # none yet, or interrupted while it was made
   echo "making $VENV with ${PYTHON:-python3}"
   "${PYTHON:-python3}" -m venv "$VENV"
+  rm -f "$VENV"/installed-*
 fi
 stamp="$VENV/installed-$(cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)-${EXTRAS:-}"
 if [ ! -e "$stamp" ]; then

@@ -66,16 +66,17 @@ def _book(workdir: pathlib.Path, name: str) -> None:
 class Writer:
     """Writes a run's metrics."""
 
-    def __init__(self, workdir: pathlib.Path, *, step: int):
-        """Continues after `step` steps; what was written for later ones is dropped."""
+    def __init__(self, workdir: pathlib.Path, *, step: int, again: bool = False):
+        """Continues after `step` steps; what was written for later ones is dropped, `again`: for that step too."""
         from tensorboardX import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
-        kept = [row for row in read(workdir) if row["step"] <= step] if step else []
+        last = step - again
+        kept = [row for row in read(workdir) if row["step"] <= last] if step else []
         temporary = self._path.with_suffix(".partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         temporary.replace(self._path)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=last + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds the values of a step; scalars only."""

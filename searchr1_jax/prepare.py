@@ -83,9 +83,9 @@ def _claim(config: setup.Config, workdir: pathlib.Path) -> None:
             raise ValueError(
                 f"{workdir} holds another world ({'; '.join(changed.values())}); choose another --workdir"
             )
-    elif (workdir / "corpus.jsonl").exists():
+    elif theirs := [name for name in (*world_lib.FILES, config.sft.model) if (workdir / name).exists()]:
         raise ValueError(
-            f"{workdir}/corpus.jsonl is not of an invented world; choose another --workdir for one"
+            f"{workdir / theirs[0]} is not of an invented world; choose another --workdir for one"
         )
     path.write_text(json.dumps(mine, indent=2) + "\n")
 

@@ -170,15 +170,15 @@ def model_directory(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
 def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Questions]:
     """The data sets of a split: "train", "validation" or "test"."""
     names = getattr(config.data, split)
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"data.{split} is {tuple(names)}; name at least one file, and each once")
-    return [
-        qa.load(
-            find(name, workdir, f"data.{split}"),
-            name=str(pathlib.PurePath(name).with_suffix("")).lstrip("/"),
-            cache_dir=workdir / "data",
+    sources = [str(pathlib.PurePath(name).with_suffix("")).lstrip("/") for name in names]  # before the ids
+    if not names or len(set(sources)) < len(names):
+        raise ValueError(
+            f"data.{split} is {tuple(names)}; name at least one file, and each once (two that differ in their endings"
+            " alone would give their questions the same ids)"
         )
-        for name in names
+    return [
+        qa.load(find(name, workdir, f"data.{split}"), name=source, cache_dir=workdir / "data")
+        for name, source in zip(names, sources, strict=True)
     ]
 
 

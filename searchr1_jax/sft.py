@@ -128,13 +128,13 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
     state = learner.init(hf.load(start_from, dtype=setup.dtype(config.model.param_dtype)))
     step = checkpoints.latest or 0
     if step:
-        trees, extra = checkpoints.restore(step, state._asdict())
+        _, extra = checkpoints.restore(step, {})
         if changed := setup.differences(extra["config"], settings):
             raise ValueError(
                 f"{workdir}/sft holds a run with another config ({'; '.join(changed.values())}); go on with that"
                 " config, choose another --workdir, or remove that directory"
             )
-        state = supervised.SupervisedState(**trees)
+        state = supervised.SupervisedState(**checkpoints.restore(step, state._asdict())[0])
         metrics.say(f"resuming at step {step} of {total}")
     source = batches(config, workdir, tokens, step)
     said, began = step, time.time()

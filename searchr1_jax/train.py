@@ -142,7 +142,7 @@ def train(
         extra = run.about | {"stream": position, "step": step, "owed": owed}
         checkpoints.save(step, state._asdict(), extra)
 
-    with metrics.Writer(workdir, step=step) as writer:
+    with metrics.Writer(workdir, step=step, again=row is not None) as writer:
         try:
             while row is not None or step < total:
                 if row is None:

@@ -142,7 +142,9 @@ def test_fresh_weights_are_made_where_the_table_says_and_are_those_of_one_device
         assert_laid_out(params, mesh, LAYOUTS["qwen2"])  # its head is the embedding
     with jax.set_mesh(meshes.make()):
         one = decoder.init(decoder.Policy, CONFIG, seed=0)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), jax.device_get(one))
+    # The same random bits; the inverse error function rounds by how many lanes a shard fills: an ulp or two.
+    same = functools.partial(np.testing.assert_allclose, rtol=4e-7)
+    jax.tree.map(same, jax.device_get(params), jax.device_get(one))
 
 
 def test_gathered_weights_are_whole_over_fsdp():

@@ -24,6 +24,7 @@ import re
 import uuid
 
 SPLITS = ("train", "validation", "test")
+FILES = ("corpus.jsonl", *(f"{split}.jsonl" for split in SPLITS))  # that `write_world` writes
 
 PROFESSIONS = (
     "baker", "barber", "dancer", "dentist", "doctor", "farmer", "fisher", "gardener",

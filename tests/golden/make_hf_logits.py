@@ -1,4 +1,4 @@
-r"""Writes a model or two of each family of transformers' own making, with the logits that transformers computes from them.
+r"""Writes a model or two of each family of transformers' own making, with the logits that transformers gives them.
 
 pip install torch==2.13.0 transformers
 python tests/golden/make_hf_logits.py
@@ -21,13 +21,14 @@ HERE = pathlib.Path(__file__).parent
 
 MODELS = {
     "qwen2_tied_grouped": dict(
-        model_type="qwen2", vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+        model_type="qwen2", vocab_size=48, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
     ),
     "qwen2_untied_long": dict(
-        model_type="qwen2", vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=12, max_position_embeddings=512, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0}, rms_norm_eps=1e-5,
+        model_type="qwen2", vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=12, max_position_embeddings=512,
+        tie_word_embeddings=False, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
     ),
     "qwen3_grouped": dict(
         model_type="qwen3", vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=2,

@@ -40,7 +40,8 @@ def _config(**changes) -> update.UpdateConfig:
     fields = dict(
         advantage="gae", discount=0.97, trace_decay=0.9, whiten=True, clip=0.2, value_clip=0.1, kl_coefficient=0.2,
         kl_in="reward", entropy_coefficient=0.03, value_warmup_steps=2, temperature=0.8, vocab_chunk=8,
-        compute=slow_decoder.COMPUTE, policy_optimizer=_optimizer(), value_optimizer=_optimizer(max_gradient_norm=100.0),
+        compute=slow_decoder.COMPUTE, policy_optimizer=_optimizer(),
+        value_optimizer=_optimizer(max_gradient_norm=100.0),
     )  # fmt: skip
     return update.UpdateConfig(**fields | changes)
 

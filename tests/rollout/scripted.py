@@ -197,9 +197,15 @@ def rollout(
     passages: int = 2,
     threads: int = 2,
     shards: int = 1,
+    times: int = 1,
     **shapes,
 ) -> tuple[Iterator[types.Trajectory], Engine]:
-    """A run of all scripts, not started yet, and its engine. `shapes` are those that differ from SHAPES."""
+    """A run of all scripts, not started yet, and its engine.
+
+    Args:
+      times: that each question is asked, for an equal part of its samples.
+      **shapes: those that differ from SHAPES.
+    """
     engine = Engine(
         dataclasses.replace(SHAPES, **shapes),
         stop_table.build(tokenizer.token_bytes()),
@@ -210,8 +216,8 @@ def rollout(
     )
     tasks = []
     for example, samples in scripts.items():
-        room = engine.shapes.context - 1
-        tasks += episodes.make_tasks([example], tokenizer, protocol, samples=len(samples), room=room)
+        asked, room = [example] * times, engine.shapes.context - 1
+        tasks += episodes.make_tasks(asked, tokenizer, protocol, samples=len(samples) // times, room=room)
     search = environment.SearchEnvironment(
         protocol=protocol, retriever=retriever, passages_per_search=passages
     )
