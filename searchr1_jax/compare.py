@@ -17,7 +17,7 @@ from rich import text as rich_text
 
 from searchr1_jax import setup
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _BEFORE = flags.DEFINE_string("before", "base", "name of an evaluation in <workdir>/eval")
 _AFTER = flags.DEFINE_string("after", "final", "name of another")
 
@@ -104,4 +104,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    setup.run(main)
+    setup.run(main, required=("workdir",))

@@ -31,12 +31,12 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what is there")
 
 def main(argv):
     del argv
-    output, run_directory = pathlib.Path(_OUTPUT.value), pathlib.Path(_WORKDIR.value)
-    if run_directory.resolve().is_relative_to(output.resolve()) or output.is_file():
+    output, home = pathlib.Path(_OUTPUT.value), pathlib.Path(_WORKDIR.value)
+    if home.resolve().is_relative_to(output.resolve()) or output.is_file():
         raise ValueError(f"--output {output} is a file or holds the run itself; name a directory of its own")
     if output.exists() and not _OVERWRITE.value:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
-    config = _CONFIG.value or setup.config_of_run(run_directory)
+    config = _CONFIG.value or setup.config_of_run(home)
     with setup.session(config, _WORKDIR.value, create=False) as workdir, metrics.verb(workdir, "export"):
         policy = setup.policy(config, workdir, step=_STEP.value)
         value = None

@@ -105,14 +105,12 @@ def session(config: Config, workdir: str | os.PathLike, *, create: bool = True) 
     Raises:
       ValueError: for a config that cannot work, or, without `create`, a workdir that does not exist.
     """
+    logging.set_verbosity(logging.WARNING)  # libraries tell of every file they touch; we have a voice of our own
     preflight.check(config)
     if not create and not os.path.isdir(workdir):
         raise ValueError(
             f"--workdir {workdir} does not exist; name the directory of a run, or train one first"
         )
-    logging.set_verbosity(
-        logging.WARNING
-    )  # libraries tell of every file they touch; we have a voice of our own
     directory = pathlib.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
     if config.log.compilation_cache:
