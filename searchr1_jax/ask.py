@@ -15,12 +15,13 @@ from absl import flags
 from rich import console as rich_console
 from rich import text as rich_text
 
+from searchr1_jax import command
 from searchr1_jax import setup
 from searchr1_jax import types
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.text import tokenizer
 
-_CONFIG, _WORKDIR = setup.define_flags()
+_CONFIG, _WORKDIR = command.define_flags()
 _QUESTION = flags.DEFINE_string("question", None, "what to ask; default: lines from the terminal")
 _MODEL = flags.DEFINE_string(
     "model", None, "Hugging Face directory; default: the newest checkpoint of the workdir"
@@ -61,7 +62,7 @@ def main(argv):
     if _RETRIEVER.value:
         config.retriever.url = _RETRIEVER.value
     decoding = setup.decoding(config, _DECODING.value)
-    with setup.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir:
+    with command.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir:
         policy = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
         environment = setup.search_environment(config, setup.retriever(config, workdir))
         engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
@@ -86,4 +87,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    setup.run(main)
+    command.run(main)

@@ -15,7 +15,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
-from searchr1_jax import setup
+from searchr1_jax import command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _BEFORE = flags.DEFINE_string("before", "base", "name of an evaluation in <workdir>/eval")
@@ -104,4 +104,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    setup.run(main, required=("workdir",))
+    command.run(main, required=("workdir",))

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from absl import flags
 
+from searchr1_jax import command
 from searchr1_jax import evaluation
 from searchr1_jax import metrics
+from searchr1_jax import run_directory
 from searchr1_jax import setup
 from searchr1_jax.text import rewards
 
-_CONFIG, _WORKDIR = setup.define_flags()
+_CONFIG, _WORKDIR = command.define_flags()
 _MODEL = flags.DEFINE_string(
     "model", None, "Hugging Face directory; default: the newest checkpoint of the workdir"
 )
@@ -35,7 +37,7 @@ def main(argv):
     if _RETRIEVER.value:
         config.retriever.url = _RETRIEVER.value
     with (
-        setup.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir,
+        command.session(config, _WORKDIR.value, create=bool(_MODEL.value)) as workdir,
         metrics.verb(workdir, "evaluate"),
     ):
         policy = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
@@ -49,7 +51,7 @@ def main(argv):
         metrics.say(f"evaluating {policy.origin} on {len(tasks)} {_SPLIT.value} questions")
         split = _SPLIT.value
         prefix = _NAME.value or ("final" if split == "test" else f"final-{split}")
-        for words in [] if _MODEL.value else setup.acting_differences(config, workdir):
+        for words in [] if _MODEL.value else run_directory.acting_differences(config, workdir):
             metrics.say(f"note: not as in training: {words}")
         for name, decoding in decodings.items():
             results, trajectories = evaluation.evaluate(
@@ -66,4 +68,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    setup.run(main)
+    command.run(main)

@@ -13,12 +13,14 @@ import pathlib
 
 from absl import flags
 
+from searchr1_jax import command
 from searchr1_jax import metrics
 from searchr1_jax import report
+from searchr1_jax import run_directory
 from searchr1_jax import setup
 from searchr1_jax.models import decoder
 
-_CONFIG, _WORKDIR = setup.define_flags()
+_CONFIG, _WORKDIR = command.define_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "directory to write", required=True)
 _STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
 _DTYPE = flags.DEFINE_enum(
@@ -36,8 +38,8 @@ def main(argv):
         raise ValueError(f"--output {output} is a file or holds the run itself; name a directory of its own")
     if output.exists() and not _OVERWRITE.value:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
-    config = _CONFIG.value or setup.config_of_run(home)
-    with setup.session(config, _WORKDIR.value, create=False) as workdir, metrics.verb(workdir, "export"):
+    config = _CONFIG.value or run_directory.config_of(home)
+    with command.session(config, _WORKDIR.value, create=False) as workdir, metrics.verb(workdir, "export"):
         policy = setup.policy(config, workdir, step=_STEP.value)
         value = None
         if _VALUE.value:
@@ -58,4 +60,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    setup.run(main, required=("workdir",))
+    command.run(main, required=("workdir",))

@@ -27,9 +27,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     for key in ("param_dtype", "compute_dtype", "reference_dtype", "actor_dtype"):
         if c.model[key] not in _DTYPES:
             raise ValueError(f"model.{key} is {c.model[key]!r}; choose from {list(_DTYPES)}")
-    kernels = ["auto", *attention.KERNELS]
-    if c.model.attention not in kernels:
-        raise ValueError(f"model.attention is {c.model.attention!r}; choose from {kernels}")
+    if c.model.attention not in ("auto", *attention.KERNELS):
+        raise ValueError(f"model.attention is {c.model.attention!r}; choose auto or one of {list(attention.KERNELS)}")
     if c.learner.row_tokens < c.rollout.context_tokens:
         raise ValueError(
             f"learner.row_tokens of {c.learner.row_tokens} is less than rollout.context_tokens of"

@@ -13,8 +13,10 @@ import pathlib
 
 import jax
 
+from searchr1_jax import command
 from searchr1_jax import metrics
 from searchr1_jax import parallel
+from searchr1_jax import run_directory
 from searchr1_jax import setup
 from searchr1_jax.data import world as world_lib
 from searchr1_jax.models import config as model_config
@@ -24,13 +26,13 @@ from searchr1_jax.retrieval import corpus as corpus_lib
 from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer
 
-_CONFIG, _WORKDIR = setup.define_flags()
+_CONFIG, _WORKDIR = command.define_flags()
 
 
 def main(argv):
     del argv
     config = _CONFIG.value
-    with setup.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "prepare"):
+    with command.session(config, _WORKDIR.value) as workdir, metrics.verb(workdir, "prepare"):
         c = config.world
         _claim(config, workdir)
         world = world_lib.make_world(seed=c.seed, persons=c.persons, companies=c.companies)
@@ -51,7 +53,7 @@ def main(argv):
             ],
             vocab_size=c.vocab_size,
             added_tokens=list(protocol.TAGS),
-            directory=workdir / setup.RUN_TOKENIZER,
+            directory=workdir / run_directory.TOKENIZER,
         )
         model = model_config.ModelConfig(
             family="qwen2",
@@ -76,9 +78,9 @@ def main(argv):
 
 def _claim(config: setup.Config, workdir: pathlib.Path) -> None:
     """Says in world.json whose files these are; refuses to replace those of another world, or a user's own."""
-    path, mine = workdir / "world.json", setup.invented_world(config)
+    path, mine = workdir / "world.json", run_directory.invented_world(config)
     if path.exists():
-        changed = setup.differences(json.loads(path.read_text()), mine)
+        changed = run_directory.differences(json.loads(path.read_text()), mine)
         if changed:
             raise ValueError(
                 f"{workdir} holds another world ({'; '.join(changed.values())}); choose another --workdir"
@@ -91,4 +93,4 @@ def _claim(config: setup.Config, workdir: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    setup.run(main)
+    command.run(main)

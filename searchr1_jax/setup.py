@@ -1,4 +1,4 @@
-"""From a config to the parts of a run; what the verbs share before their first line of work.
+"""From a config to the parts of a run.
 
 The ConfigDict ends here: the parts take plain arguments and small frozen dataclasses.
 """
@@ -6,25 +6,17 @@ The ConfigDict ends here: the parts take plain arguments and small frozen datacl
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-import os
 import pathlib
 import shutil
-import sys
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
-from absl import app
-from absl import flags
-from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
-from ml_collections import config_flags
 
 from searchr1_jax import checkpoint
 from searchr1_jax import parallel
-from searchr1_jax import preflight
+from searchr1_jax import run_directory
 from searchr1_jax import types
 from searchr1_jax.data import qa
 from searchr1_jax.learning import optimizer
@@ -45,113 +37,6 @@ from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer
 
 Config = ml_collections.ConfigDict
-RUN_TOKENIZER = "tokenizer"  # of a workdir: the files of its policy's tokenizer
-
-
-@functools.cache  # several verbs in one process share them
-def define_flags() -> tuple[Any, Any]:
-    """--config and --workdir; the config is locked, so a misspelt key fails by name."""
-    config = config_flags.DEFINE_config_file(
-        "config", None, "configs/NAME.py[:key=value,…]", lock_config=True
-    )
-    workdir = flags.DEFINE_string("workdir", None, "directory of the run; what is missing is made")
-    return config, workdir
-
-
-# What a wrong input, a missing file or package, or a server out of reach raises. Anything else is a fault of ours.
-_WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError)
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
-
-
-def run(main: Callable[[list[str]], None], *, required: Sequence[str] = ("config", "workdir")) -> None:
-    """Runs a verb. A wrong input ends it with one line, "error: …", and status 1; Ctrl-C with status 130.
-
-    Args:
-      required: flags without which it does not start.
-    """
-    flags.mark_flags_as_required(required)
-
-    def parsed(argv):
-        try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:  # where a config file raised, the last line of a whole traceback
-            sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
-        except ModuleNotFoundError as error:  # config files import each other as `configs.…`
-            sys.exit(f"error: {error}; start from the repository's root, or put it on PYTHONPATH")
-        except (AttributeError, KeyError) as error:  # a key that the locked config lacks
-            cause = error.args[0].args[0] if isinstance(error, AttributeError) else error.args[0]
-            sys.exit("error: the config has no key " + " ".join(cause.split()))
-
-    def told(argv):
-        try:
-            main(argv)
-        except _WRONG_INPUT as error:
-            if _TRACEBACK.value:
-                raise
-            sys.exit(f"error: {error}\n(--traceback shows where it arose)")
-        except KeyboardInterrupt:
-            sys.stdout.flush()
-            os._exit(130)  # at once: a search that hangs in a thread would hold up an ordinary exit
-
-    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # so that a verb's --help shows them too
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(told, flags_parser=parsed)
-
-
-@contextlib.contextmanager
-def session(config: Config, workdir: str | os.PathLike, *, create: bool = True) -> Iterator[pathlib.Path]:
-    """Checks the config, makes the workdir, and puts the mesh in use. Yields the workdir.
-
-    Raises:
-      ValueError: for a config that cannot work, or, without `create`, a workdir that does not exist.
-    """
-    logging.set_verbosity(logging.WARNING)  # libraries tell of every file they touch; we have a voice of our own
-    preflight.check(config)
-    if not create and not os.path.isdir(workdir):
-        raise ValueError(
-            f"--workdir {workdir} does not exist; name the directory of a run, or train one first"
-        )
-    directory = pathlib.Path(workdir)
-    directory.mkdir(parents=True, exist_ok=True)
-    if config.log.compilation_cache:
-        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "searchr1_jax" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} processes are running, but acting needs all devices in one process; start one"
-            " process on one host"
-        )
-    mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
-    with jax.set_mesh(mesh):
-        yield directory
-
-
-def config_of_run(workdir: pathlib.Path) -> Config:
-    """The config that a run wrote into its workdir.
-
-    Raises:
-      ValueError: where there is none.
-    """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; name the --workdir of a run, or its --config")
-    return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
-
-
-def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
-    """A file or directory of the config: in the workdir, else as it is.
-
-    Raises:
-      ValueError: naming the config key and both places.
-    """
-    for path in (workdir / name, pathlib.Path(name)):
-        if path.exists():
-            return path
-    raise ValueError(
-        f"{key} is {name!r}, but neither {workdir / name} nor {pathlib.Path(name).absolute()} exists;"
-        " set it, or make the files first (in the invented world: python -m searchr1_jax.prepare, then sft)"
-    )
 
 
 def model_directory(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
@@ -162,7 +47,7 @@ def model_directory(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
     """
     if not any(path.exists() for path in (workdir / name, pathlib.Path(name))) and hf.is_hub_id(name):
         return hf.directory(name)
-    return find(name, workdir, key)
+    return run_directory.find(name, workdir, key)
 
 
 def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Questions]:
@@ -175,7 +60,7 @@ def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Ques
             " alone would give their questions the same ids)"
         )
     return [
-        qa.load(find(name, workdir, f"data.{split}"), name=source, cache_dir=workdir / "data")
+        qa.load(run_directory.find(name, workdir, f"data.{split}"), name=source, cache_dir=workdir / "data")
         for name, source in zip(names, sources, strict=True)
     ]
 
@@ -204,7 +89,7 @@ def retriever(config: Config, workdir: pathlib.Path) -> retrieval.Retriever:
         )
         client.check()
         return client
-    corpus, index = find(config.data.corpus, workdir, "data.corpus"), c.index
+    corpus, index = run_directory.find(config.data.corpus, workdir, "data.corpus"), c.index
     if index == "auto":
         index = "scann" if scann_index.available() else "exact"
     return local.build(corpus, index=index, dimensions=c.dimensions, cache_dir=workdir / "data")
@@ -290,7 +175,7 @@ def policy(
         shape, tokens = hf.read_config(path), tokenizer.Tokenizer.load(path)
         return Policy(shape, tokens, hf.load(path, dtype=weights), str(model), {})
     shape, restored, origin, extra = restore(config, workdir, "policy", decoder.Policy, step=step)
-    tokens = tokenizer.Tokenizer.load(workdir / RUN_TOKENIZER)
+    tokens = tokenizer.Tokenizer.load(workdir / run_directory.TOKENIZER)
     return Policy(shape, tokens, restored, origin, extra)
 
 
@@ -426,73 +311,3 @@ def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
             value_optimizer=optimizer_config(config.value, steps),
         ),
     )
-
-
-# Keys that may change when a run goes on in its workdir: they do not change what is learned from a given step on,
-# but for the last bits on another mesh.
-_FREE = (
-    "log.", "evaluation.", "checkpoint.", "mesh.", "sft.", "data.test", "data.validation", "data.demonstrations",
-    "retriever.url", "retriever.threads", "retriever.timeout_s", "retriever.attempts", "retriever.backoff_s",
-)  # fmt: skip
-
-
-def as_json(config: Config) -> dict[str, Any]:
-    """The resolved config as JSON has it: tuples are lists."""
-    return json.loads(config.to_json_best_effort())
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What differs between two JSON objects, by dotted key, in words."""
-    before, now = flatten(before), flatten(now)
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return {key: f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys}
-
-
-def check_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Compares the config with that of the run that lives here, if one does.
-
-    Raises:
-      ValueError: naming the keys in which an earlier run in this workdir differs.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    free = _FREE
-    if config.policy.final_share == config.value.final_share == 1:
-        free += ("learner.steps",)  # else the learning rate of every step depends on their number
-    found = differences(json.loads(path.read_text()), as_json(config))
-    changed = [words for key, words in found.items() if not key.startswith(free)]
-    if changed:
-        raise ValueError(
-            f"{workdir} holds a run with another config ({'; '.join(changed)}); go on with that config or choose"
-            " another --workdir"
-        )
-
-
-def acting_differences(config: Config, workdir: pathlib.Path) -> list[str]:
-    """In which keys that decide how a policy acts the config differs from that of the run in the workdir, in words."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return []
-    found = differences(json.loads(path.read_text()), as_json(config))
-    return [words for key, words in found.items() if key.startswith(("protocol.", "rollout.", "retriever."))]
-
-
-def invented_world(config: Config) -> dict[str, Any]:
-    """All that the files of the invented world depend on, as JSON."""
-    return as_json(config)["world"] | {"protocol": as_json(config)["protocol"]}
-
-
-def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
-    """Writes config.json, the resolved config of the run that lives here from now on."""
-    temporary = workdir / ".config.json"
-    temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
-    temporary.replace(workdir / "config.json")
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -19,8 +19,10 @@ import time
 import numpy as np
 
 from searchr1_jax import checkpoint
+from searchr1_jax import command
 from searchr1_jax import metrics
 from searchr1_jax import parallel
+from searchr1_jax import run_directory
 from searchr1_jax import setup
 from searchr1_jax.data import demonstrations
 from searchr1_jax.data import packing
@@ -29,7 +31,7 @@ from searchr1_jax.learning import supervised
 from searchr1_jax.models import hf
 from searchr1_jax.text import tokenizer
 
-_CONFIG, _WORKDIR = setup.define_flags()
+_CONFIG, _WORKDIR = command.define_flags()
 _CHECKPOINT_EVERY = 200  # steps
 _SAY_EVERY = 50  # steps
 # What a run must go on with.
@@ -47,7 +49,7 @@ def rows_from_world(config: setup.Config, workdir: pathlib.Path, step: int) -> I
     """
     path, c = workdir / "world.json", config.sft
     there = json.loads(path.read_text()) if path.exists() else {}
-    if changed := setup.differences(there, setup.invented_world(config)):
+    if changed := run_directory.differences(there, run_directory.invented_world(config)):
         raise ValueError(
             f"the world of {workdir} is not the config's ({'; '.join(changed.values())}); run python -m"
             " searchr1_jax.prepare in another --workdir, or name files in data.demonstrations"
@@ -79,7 +81,7 @@ def rows_from_files(config: setup.Config, workdir: pathlib.Path, step: int) -> I
 
 
 def read_files(config: setup.Config, workdir: pathlib.Path) -> list[dict]:
-    paths = [setup.find(name, workdir, "data.demonstrations") for name in config.data.demonstrations]
+    paths = [run_directory.find(name, workdir, "data.demonstrations") for name in config.data.demonstrations]
     return [row for path in paths for row in demonstrations.read(path)]
 
 
@@ -117,7 +119,7 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
     start_from = setup.model_directory(c.model, workdir, "sft.model")
     model, tokens = hf.read_config(start_from), tokenizer.Tokenizer.load(start_from)
     total = c.steps if config.data.demonstrations else c.drill_steps + c.mixture_steps
-    flat = setup.flatten(setup.as_json(config))
+    flat = run_directory.flatten(run_directory.as_json(config))
     settings = {key: value for key, value in flat.items() if key.startswith(_DECISIVE)}
     learner = supervised.SupervisedLearner(
         model,
@@ -129,7 +131,7 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
     step = checkpoints.latest or 0
     if step:
         _, extra = checkpoints.restore(step, {})
-        if changed := setup.differences(extra["config"], settings):
+        if changed := run_directory.differences(extra["config"], settings):
             raise ValueError(
                 f"{workdir}/sft holds a run with another config ({'; '.join(changed.values())}); go on with that"
                 " config, choose another --workdir, or remove that directory"
@@ -160,7 +162,7 @@ def main(argv):
     del argv
     config = _CONFIG.value
     with (
-        setup.session(config, _WORKDIR.value) as workdir,
+        command.session(config, _WORKDIR.value) as workdir,
         metrics.verb(workdir, "sft"),
         checkpoint.Checkpoints(workdir / "sft", keep=1) as checkpoints,
     ):
@@ -168,4 +170,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    setup.run(main)
+    command.run(main)

@@ -19,10 +19,12 @@ import jax
 import numpy as np
 
 from searchr1_jax import checkpoint
+from searchr1_jax import command
 from searchr1_jax import evaluation
 from searchr1_jax import metrics
 from searchr1_jax import parallel
 from searchr1_jax import report
+from searchr1_jax import run_directory
 from searchr1_jax import setup
 from searchr1_jax import types
 from searchr1_jax.data import packing
@@ -38,19 +40,19 @@ from searchr1_jax.rollout import episodes
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
-_CONFIG, _WORKDIR = setup.define_flags()
+_CONFIG, _WORKDIR = command.define_flags()
 
 
 def main(argv):
     del argv
     config, stop = _CONFIG.value, _StopSignal()
     with (
-        setup.session(config, _WORKDIR.value) as workdir,
+        command.session(config, _WORKDIR.value) as workdir,
         metrics.verb(workdir, "train"),
         checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
     ):
         if checkpoints.latest:
-            setup.check_workdir(config, workdir)
+            run_directory.check(config, workdir)
         finished = train(config, build(config, workdir), workdir, checkpoints, stop)
     if not finished:
         sys.exit(stop.exit_status)
@@ -130,8 +132,8 @@ def train(
         state, row = update.TrainState(**trees), extra["owed"]
         run.stream.restore(extra["stream"])
         metrics.say(f"resuming after step {step} of {total}")
-    setup.claim_workdir(config, workdir)  # only now: what could not start has claimed nothing
-    run.tokens.save(workdir / setup.RUN_TOKENIZER)
+    run_directory.claim(config, workdir)  # only now: what could not start has claimed nothing
+    run.tokens.save(workdir / run_directory.TOKENIZER)
     if config.rollout.top_p < 1 or config.rollout.top_k:
         metrics.say(
             "rollout.top_p or top_k cuts the distribution that is sampled; log-probs are of the whole one"
@@ -319,4 +321,4 @@ class _StopSignal:
 
 
 if __name__ == "__main__":
-    setup.run(main)
+    command.run(main)

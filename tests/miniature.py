@@ -28,6 +28,7 @@ from searchr1_jax import checkpoint
 from searchr1_jax import metrics
 from searchr1_jax import parallel
 from searchr1_jax import prepare
+from searchr1_jax import run_directory
 from searchr1_jax import setup
 from searchr1_jax import train
 from searchr1_jax.data import stream
@@ -129,7 +130,7 @@ class Parts:
         stop = types.SimpleNamespace(requested=False)
         with checkpoint.Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
             if checkpoints.latest:
-                setup.check_workdir(c, workdir)
+                run_directory.check(c, workdir)
             return train.train(c, self.fresh(workdir, c, dies_at=dies_at), workdir, checkpoints, stop)
 
 

@@ -21,7 +21,7 @@ from configs import quickstart
 from searchr1_jax import checkpoint
 from searchr1_jax import evaluation
 from searchr1_jax import export
-from searchr1_jax import setup
+from searchr1_jax import run_directory
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
@@ -43,10 +43,10 @@ def trained(step):
 def run(tagged_tokenizer, tmp_path_factory):
     """A workdir as training leaves it, without all that export can do without; not to be written to."""
     workdir, laptop = tmp_path_factory.mktemp("run") / "run", meshes.make()
-    tagged_tokenizer.save(workdir / setup.RUN_TOKENIZER)
-    templated = transformers.AutoTokenizer.from_pretrained(workdir / setup.RUN_TOKENIZER)
+    tagged_tokenizer.save(workdir / run_directory.TOKENIZER)
+    templated = transformers.AutoTokenizer.from_pretrained(workdir / run_directory.TOKENIZER)
     templated.chat_template = TEMPLATE
-    templated.save_pretrained(workdir / setup.RUN_TOKENIZER)
+    templated.save_pretrained(workdir / run_directory.TOKENIZER)
     with jax.set_mesh(laptop):
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=2)
         about = {
@@ -63,7 +63,7 @@ def run(tagged_tokenizer, tmp_path_factory):
             }
             checkpoints.save(step, placed, about | {"step": step})
         checkpoints.close()
-    setup.claim_workdir(config(**{"learner.steps": 77}), workdir)
+    run_directory.claim(config(**{"learner.steps": 77}), workdir)
     return workdir
 
 

@@ -22,6 +22,7 @@ import transformers
 
 from configs import quickstart
 from searchr1_jax import metrics
+from searchr1_jax import run_directory
 from searchr1_jax import setup
 from searchr1_jax import train
 from searchr1_jax import types
@@ -217,7 +218,7 @@ def test_grpo_and_the_ablation_without_a_mask_train(run, workdir):
 
 def test_an_export_is_the_checkpoint_as_a_hugging_face_directory(run, fails, undisturbed, tmp_path, laptop):
     workdir, output = tmp_path / "run", tmp_path / "exported" / "model"
-    for name in ("checkpoints", setup.RUN_TOKENIZER):  # neither the base model nor the data
+    for name in ("checkpoints", run_directory.TOKENIZER):  # neither the base model nor the data
         shutil.copytree(undisturbed / name, workdir / name)
     run("export", f"--workdir={workdir}", f"--output={output}", "--value", "--max_shard_gb=0.00002")
     assert json.loads((output / "config.json").read_text())["model_type"] == "qwen2"
@@ -344,23 +345,23 @@ def test_the_traceback_is_shown_on_demand(start, tmp_path):
 
 
 def test_free_keys_may_change_when_a_run_goes_on(tmp_path):
-    setup.claim_workdir(_config(), tmp_path)
-    setup.check_workdir(
+    run_directory.claim(_config(), tmp_path)
+    run_directory.check(
         _config(**{"evaluation.every": 1, "checkpoint.keep": 5, "retriever.threads": 7}), tmp_path
     )
     with pytest.raises(ValueError, match="learner.row_tokens: 128 there, 256 now"):
-        setup.check_workdir(_config(**{"learner.row_tokens": 256}), tmp_path)
+        run_directory.check(_config(**{"learner.row_tokens": 256}), tmp_path)
 
 
 def test_more_steps_go_on_from_fewer_only_where_the_learning_rate_does_not_depend_on_them(tmp_path):
-    setup.claim_workdir(_config(), tmp_path)
+    run_directory.claim(_config(), tmp_path)
     with pytest.raises(
         ValueError, match="learner.steps: 6 there, 20 now"
     ):  # its rate falls until the last step
-        setup.check_workdir(_config(**{"learner.steps": 20}), tmp_path)
+        run_directory.check(_config(**{"learner.steps": 20}), tmp_path)
     constant = {"policy.final_share": 1.0}
-    setup.claim_workdir(_config(**constant), tmp_path)
-    setup.check_workdir(_config(**constant, **{"learner.steps": 20}), tmp_path)
+    run_directory.claim(_config(**constant), tmp_path)
+    run_directory.check(_config(**constant, **{"learner.steps": 20}), tmp_path)
 
 
 def test_a_misspelt_attention_is_refused_before_there_is_work_to_lose():
