@@ -36,6 +36,9 @@ def define_flags() -> tuple[Any, Any]:
 # What a wrong input, a missing file or package, or a server out of reach raises. Anything else is a fault of ours.
 _WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError)
 
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "one of several processes, as the cluster's variables tell"
+)
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
 
 
@@ -60,6 +63,8 @@ def run(main: Callable[[list[str]], None], *, required: Sequence[str] = ("config
 
     def told(argv):
         try:
+            if _DISTRIBUTED.value:
+                jax.distributed.initialize()
             main(argv)
         except _WRONG_INPUT as error:
             if _TRACEBACK.value:
@@ -75,9 +80,13 @@ def run(main: Callable[[list[str]], None], *, required: Sequence[str] = ("config
 
 
 @contextlib.contextmanager
-def session(config: Config, workdir: str | os.PathLike, *, create: bool = True) -> Iterator[pathlib.Path]:
+def session(
+    config: Config, workdir: str | os.PathLike, *, create: bool = True, acting: bool = True
+) -> Iterator[pathlib.Path]:
     """Checks the config, makes the workdir, and puts the mesh in use. Yields the workdir.
 
+    Args:
+      acting: whether the command rolls out, which takes all devices in one process.
     Raises:
       ValueError: for a config that cannot work, or, without `create`, a workdir that does not exist.
     """
@@ -89,17 +98,17 @@ def session(config: Config, workdir: str | os.PathLike, *, create: bool = True) 
         raise ValueError(
             f"--workdir {workdir} does not exist; name the directory of a run, or train one first"
         )
+    if acting and jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes are running, but acting needs all devices in one process; start one"
+            " process on one host"
+        )
     directory = pathlib.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
     if config.log.compilation_cache:
         home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(home / "searchr1_jax" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} processes are running, but acting needs all devices in one process; start one"
-            " process on one host"
-        )
     mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
     with jax.set_mesh(mesh):
         yield directory

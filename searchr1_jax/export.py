@@ -39,7 +39,10 @@ def main(argv):
     if output.exists() and not _OVERWRITE.value:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
     config = _CONFIG.value or run_directory.config_of(home)
-    with command.session(config, _WORKDIR.value, create=False) as workdir, metrics.verb(workdir, "export"):
+    with (
+        command.session(config, _WORKDIR.value, create=False, acting=False) as workdir,
+        metrics.verb(workdir, "export"),
+    ):
         policy = setup.policy(config, workdir, step=_STEP.value)
         value = None
         if _VALUE.value:

@@ -28,7 +28,9 @@ def check(c: ml_collections.ConfigDict) -> None:
         if c.model[key] not in _DTYPES:
             raise ValueError(f"model.{key} is {c.model[key]!r}; choose from {list(_DTYPES)}")
     if c.model.attention not in ("auto", *attention.KERNELS):
-        raise ValueError(f"model.attention is {c.model.attention!r}; choose auto or one of {list(attention.KERNELS)}")
+        raise ValueError(
+            f"model.attention is {c.model.attention!r}; choose auto or one of {list(attention.KERNELS)}"
+        )
     if c.learner.row_tokens < c.rollout.context_tokens:
         raise ValueError(
             f"learner.row_tokens of {c.learner.row_tokens} is less than rollout.context_tokens of"

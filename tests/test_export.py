@@ -12,6 +12,7 @@ import jax
 import meshes
 import ml_dtypes
 import numpy as np
+import processes
 import pytest
 from safetensors import numpy as safetensors_numpy
 import slow_decoder
@@ -240,3 +241,20 @@ def test_a_step_that_was_not_kept_is_refused_and_leaves_nothing(exported, tmp_pa
     with pytest.raises(ValueError, match=r"holds steps \[4, 6\], not 5; .*another --step"):
         exported(step=5)
     assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_export_what_one_does(workdir, tmp_path):
+    port = processes.free_port()
+
+    def variables(process):  # as a Slurm job step has them
+        slurm = {"SLURM_JOB_ID": 1, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": 2}
+        slurm |= {"SLURM_PROCID": process, "SLURM_LOCALID": process}
+        return {name: str(value) for name, value in slurm.items()} | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+
+    command = ["-m", "searchr1_jax.export", "--distributed", "--value", f"--workdir={workdir}"]
+    processes.finished(processes.start_two(lambda _: [*command, f"--output={tmp_path / 'two'}"], variables))
+    with jax.set_mesh(meshes.make()):
+        trees = trained(6)
+        for part, kind, name in ((".", decoder.Policy, "policy"), ("value", decoder.Value, "value")):
+            loaded = jax.device_get(hf.load(tmp_path / "two" / part, kind=kind))
+            jax.tree.map(np.testing.assert_array_equal, loaded, trees[name])
