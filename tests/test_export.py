@@ -207,6 +207,13 @@ def test_what_is_there_is_not_overwritten_unless_that_is_asked_for(exported, lap
     assert files(output).keys() == before.keys()
 
 
+def test_what_is_no_exported_model_is_never_overwritten(exported, workdir):
+    before = files(workdir)
+    with pytest.raises(ValueError, match="checkpoints exists and is no exported model"):
+        exported(output=workdir / "checkpoints", overwrite=True)
+    assert files(workdir) == before
+
+
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
 def test_nothing_is_left_of_an_export_that_failed(exported, monkeypatch, tmp_path, error):
     def full(path, *_):
