@@ -228,19 +228,11 @@ def test_a_search_that_fails_stops_the_run_with_its_query_and_cause(tagged_token
     assert end(workers())
 
 
-def test_worker_threads_end_with_the_run(tagged_tokenizer, scripts):
-    library = scripted.Library(find, longest_delay_s=0.002)
-    running, _ = scripted.rollout(tagged_tokenizer, scripts, library, **LIMITS, slots=8)
-    next(running)
-    assert workers()
-    list(running)
-    assert end(workers())
-
-
-def test_worker_threads_end_where_a_run_is_abandoned(tagged_tokenizer, scripts):
+@pytest.mark.parametrize("leave", [list, lambda running: running.close()], ids=["ended", "abandoned"])
+def test_worker_threads_end_with_the_run(tagged_tokenizer, scripts, leave):
     library = scripted.Library(find, longest_delay_s=0.02)
     running, _ = scripted.rollout(tagged_tokenizer, scripts, library, **LIMITS, slots=8)
     next(running)
     assert workers()
-    running.close()
+    leave(running)
     assert end(workers())
