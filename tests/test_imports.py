@@ -19,6 +19,7 @@ FLOORS = {
     **dict.fromkeys(("retrieval",), 2),
     **dict.fromkeys(("rollout", "learning"), 3),
     **dict.fromkeys(("acting", "checkpoint", "metrics", "evaluation", "report", "preflight"), 4),
+    **dict.fromkeys(("finished_runs", "claims"), 4),
     **dict.fromkeys(("run_directory", "setup", "search_engine", "command", "guards", "minibatches"), 4),
 }
 LIBRARY_FLOOR, VERB_FLOOR = 4, 5

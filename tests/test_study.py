@@ -6,6 +6,8 @@ import types
 
 import pytest
 
+from searchr1_jax import claims
+from searchr1_jax import finished_runs
 from searchr1_jax import report
 from searchr1_jax import study
 
@@ -43,9 +45,9 @@ def _write(
     return run
 
 
-def _finding(workdir: pathlib.Path, method: str, title: str) -> study.Finding | None:
-    (claim,) = [c for c in study.CLAIMS if c.method == method and c.title == title]
-    return study.judge(claim, study.read(workdir)[0])
+def _finding(workdir: pathlib.Path, method: str, title: str) -> claims.Finding | None:
+    (claim,) = [c for c in claims.CLAIMS if c.method == method and c.title == title]
+    return claims.judge(claim, finished_runs.read(workdir)[0])
 
 
 # The rule.
@@ -126,9 +128,9 @@ def test_what_the_papers_did_not_try_neither_agrees_nor_not(tmp_path):
 
 
 def test_every_claim_is_about_methods_that_are_described():
-    named = {name for claim in study.CLAIMS for name in (claim.method, claim.against)}
+    named = {name for claim in claims.CLAIMS for name in (claim.method, claim.against)}
     drawn = {name for names in study.PANELS.values() for name in names}
-    assert named == drawn == study.METHODS.keys()
+    assert named == drawn == finished_runs.METHODS.keys()
 
 
 # Reading.
@@ -141,31 +143,31 @@ def test_runs_that_did_not_end_are_named_and_left_out(tmp_path):
     (run / "metrics.jsonl").write_text(
         "".join((run / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1])
     )
-    methods, unfinished = study.read(tmp_path)
+    methods, unfinished = finished_runs.read(tmp_path)
     assert {method: [run.seed for run in runs] for method, runs in methods.items()} == {"ppo": [0]}
     assert unfinished == ["grpo-seed0", "ppo-seed1"]
 
 
 def test_logs_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no finished run in .*launch/sweep.py --config=configs/study.py"):
-        study.read(tmp_path)
+        finished_runs.read(tmp_path)
     _write(tmp_path, "ppo-seed0", em=0.9, rollout={"passages": 1})
     odd = _write(tmp_path, "ppo-seed1", em=0.9, rollout={"passages": 3})
     with pytest.raises(ValueError, match="seeds 0 and 1 of ppo differ in rollout.passages: 1 there, 3 now"):
-        study.read(tmp_path)
+        finished_runs.read(tmp_path)
     odd.rename(tmp_path / "ppo-seed2")
     with pytest.raises(ValueError, match="ppo-seed2 holds a run of seed 1; name it ppo-seed1"):
-        study.read(tmp_path)
+        finished_runs.read(tmp_path)
     (tmp_path / "ppo-seed2").rename(tmp_path / "mine-seed1")
     with pytest.raises(ValueError, match="add 'mine' to METHODS"):
-        study.read(tmp_path)
+        finished_runs.read(tmp_path)
     (tmp_path / "mine-seed1").rename(tmp_path / "grpo-seed1")
     few = {"n": 100, "em": 0.9, "em_by_hops": {}, "searches": 1.0}
     (tmp_path / "grpo-seed1" / "eval" / "final-greedy.json").write_text(json.dumps(few))
     with pytest.raises(
         ValueError, match=r"evaluations are of \[100, 800\] questions; evaluate all on the same"
     ):
-        study.read(tmp_path)
+        finished_runs.read(tmp_path)
 
 
 # Writing.
@@ -175,7 +177,7 @@ def test_the_table_has_means_and_where_seeds_differ_their_range(tmp_path):
     for seed, em in enumerate([0.9, 0.91, 0.95]):
         _write(tmp_path, f"ppo-seed{seed}", em=em)
     _write(tmp_path, "gspo-seed0", em=1.0)
-    head, _, ppo, gspo = study.figures(study.read(tmp_path)[0]).splitlines()
+    head, _, ppo, gspo = study.figures(finished_runs.read(tmp_path)[0]).splitlines()
     cells = dict(zip(*([cell.strip() for cell in row.split("|")[1:-1]] for row in (head, ppo)), strict=True))
     assert cells == {
         "method": "PPO", "seeds": "0, 1, 2", "base, greedy": ".100", "base, sampled": ".100",

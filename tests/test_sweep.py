@@ -15,8 +15,8 @@ import pytest
 
 from configs import study as study_config
 from launch import sweep
+from searchr1_jax import finished_runs
 from searchr1_jax import metrics
-from searchr1_jax import study
 
 ROOT = pathlib.Path(sweep.__file__).parent.parent
 PYTHON = sys.executable
@@ -359,11 +359,11 @@ def test_the_study_has_the_methods_that_its_table_describes():
     found = sweep.entries(pathlib.Path(study_config.__file__))
     seeds = {}
     for entry in found:
-        name = study._RUN.fullmatch(entry.name)
+        name = finished_runs.RUN_NAME.fullmatch(entry.name)
         seeds.setdefault(name["method"], []).append(entry.config.seed)
         assert entry.config.seed == int(name["seed"])
         assert _parsed(entry).to_dict() == entry.config.to_dict()
-    assert seeds.keys() == study.METHODS.keys()
+    assert seeds.keys() == finished_runs.METHODS.keys()
     assert seeds["ppo"] == [0, 1, 2, 3, 4] and seeds["grpo"] == seeds["unmasked"] == [0, 1, 2]
     bases = {
         e.name: sweep.base_of(e, pathlib.Path(study_config.__file__), study_config.get_config).name for e in found
@@ -404,11 +404,11 @@ def test_a_real_run_stopped_while_it_trains_goes_on_to_its_end(tmp_path):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130, out
     stopped = metrics.read(run)[-1]["step"]
-    assert 1 <= stopped < TINY["learner.steps"] and study.read_run(run) is None
+    assert 1 <= stopped < TINY["learner.steps"] and finished_runs.read_run(run) is None
     subprocess.run(command, timeout=300, check=True, **pipes)
     log = (workdir / "ppo-seed1.log").read_text()
     assert f"resuming after step {stopped} of 12" in log and log.count("--name=base") == 1
-    found = study.read_run(run)
+    found = finished_runs.read_run(run)
     assert found.seed == 1 and [row["step"] for row in found.rows] == list(range(13))
     assert (
         json.loads((run / "eval" / "final-greedy.json").read_text())["n"]
