@@ -1,6 +1,6 @@
 r"""The quickstart with everything drawn anew: the base too, and once the world.
 
-python launch/sweep.py --config=configs/seeds.py --workdir=runs/seeds
+python -m searchr1_jax.sweep --config=configs/seeds.py --workdir=runs/seeds
 """
 
 from configs import quickstart

@@ -1,6 +1,6 @@
 r"""The quickstart's world under one algorithm and one setting after another.
 
-python launch/sweep.py --config=configs/study.py --workdir=runs/study
+python -m searchr1_jax.sweep --config=configs/study.py --workdir=runs/study
 python -m searchr1_jax.study --workdir=runs/study --readme
 
 A name is <method>-seed<seed>; what a method is compared with stands in searchr1_jax/claims.py.

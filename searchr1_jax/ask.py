@@ -15,18 +15,16 @@ from absl import flags
 from rich import console as rich_console
 from rich import text as rich_text
 
-from searchr1_jax import command
-from searchr1_jax import search_engine
-from searchr1_jax import setup
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.run import command
+from searchr1_jax.run import retrievers
+from searchr1_jax.run import setup
 from searchr1_jax.text import tokenizer
 
 _CONFIG, _WORKDIR = command.define_flags()
 _QUESTION = flags.DEFINE_string("question", None, "what to ask; default: lines from the terminal")
-_MODEL = flags.DEFINE_string(
-    "model", None, "Hugging Face directory; default: the newest checkpoint of the workdir"
-)
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
 _STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
 _RETRIEVER = flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
 _DECODING = flags.DEFINE_enum("decoding", "greedy", ["greedy", "sampled"], "how tokens are chosen")
@@ -36,9 +34,7 @@ _STYLES = {"prompt": "dim", "policy": "bold green", "environment": "cyan"}
 
 def coloured(trajectory: types.Trajectory, tokens: tokenizer.Tokenizer) -> rich_text.Text:
     """The episode's text, each stretch in the colour of its author."""
-    out = rich_text.Text(
-        tokens.decode(trajectory.tokens[: trajectory.prompt_tokens]), style=_STYLES["prompt"]
-    )
+    out = rich_text.Text(tokens.decode(trajectory.tokens[: trajectory.prompt_tokens]), style=_STYLES["prompt"])
     rest = range(trajectory.prompt_tokens, len(trajectory.tokens))
     for sampled, stretch in itertools.groupby(rest, key=lambda t: bool(trajectory.sampled[t])):
         text = tokens.decode(trajectory.tokens[list(stretch)])
@@ -65,7 +61,7 @@ def main(argv):
     decoding = setup.decoding(config, _DECODING.value)
     with command.session(config, _WORKDIR.value, create=bool(_MODEL.value), alone=True) as workdir:
         policy = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
-        environment = setup.search_environment(config, search_engine.make(config, workdir))
+        environment = setup.search_environment(config, retrievers.make(config, workdir))
         engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
         engine.load(policy.params)
         legend = rich_text.Text.assemble(

@@ -15,7 +15,7 @@ from rich import console as rich_console
 from rich import table as rich_table
 from rich import text as rich_text
 
-from searchr1_jax import command
+from searchr1_jax.run import command
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
 _BEFORE = flags.DEFINE_string("before", "base", "name of an evaluation in <workdir>/eval")
@@ -47,9 +47,7 @@ def summarise(workdir: pathlib.Path, before: str, after: str) -> dict[str, Any]:
 
 
 def figures(summary: dict[str, Any], before: str, after: str) -> rich_table.Table:
-    table = rich_table.Table(
-        box=box.SIMPLE_HEAD, title="held-out questions about things never seen in training"
-    )
+    table = rich_table.Table(box=box.SIMPLE_HEAD, title="held-out questions about things never seen in training")
     for name in ("decoding", "figure", before, after):
         table.add_column(name, justify="left" if name in ("decoding", "figure") else "right")
     for decoding in _DECODINGS:
@@ -58,9 +56,7 @@ def figures(summary: dict[str, Any], before: str, after: str) -> rich_table.Tabl
         for hops in sorted(new["em_by_hops"].keys() & old["em_by_hops"].keys()):
             pair = (f"{results['em_by_hops'][hops]:.3f}" for results in (old, new))
             table.add_row("", f"exact match, {hops}-hop", *pair)
-        table.add_row(
-            "", "searches a question", f"{old['searches']:.2f}", f"{new['searches']:.2f}", end_section=True
-        )
+        table.add_row("", "searches a question", f"{old['searches']:.2f}", f"{new['searches']:.2f}", end_section=True)
     return table
 
 
@@ -98,9 +94,7 @@ def main(argv):
     console = rich_console.Console()
     console.print(figures(summary, before, after))
     console.print(side_by_side(workdir, before, after))
-    console.print(
-        f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.2f} GB at most  ->  {path}", markup=False
-    )
+    console.print(f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.2f} GB at most  ->  {path}", markup=False)
 
 
 if __name__ == "__main__":

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from absl import flags
 
-from searchr1_jax import command
-from searchr1_jax import evaluation
-from searchr1_jax import metrics
-from searchr1_jax import run_directory
-from searchr1_jax import search_engine
-from searchr1_jax import setup
+from searchr1_jax.run import command
+from searchr1_jax.run import evaluation
+from searchr1_jax.run import metrics
+from searchr1_jax.run import retrievers
+from searchr1_jax.run import run_directory
+from searchr1_jax.run import setup
 
 _CONFIG, _WORKDIR = command.define_flags()
-_MODEL = flags.DEFINE_string(
-    "model", None, "Hugging Face directory; default: the newest checkpoint of the workdir"
-)
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
 _STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
 _RETRIEVER = flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
 _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "which questions")
@@ -44,21 +42,17 @@ def main(argv):
         metrics.verb(workdir, "evaluate"),
     ):
         policy = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
-        examples = [
-            example for source in setup.questions(config, _SPLIT.value, workdir) for example in source
-        ]
+        examples = [example for source in setup.questions(config, _SPLIT.value, workdir) for example in source]
         examples = examples[: _QUESTIONS.value or None]
         tasks = setup.tasks(config, examples, policy.tokens, samples=_SAMPLES.value)
         for words in [] if _MODEL.value else run_directory.acting_differences(config, workdir):
             metrics.say(f"note: not as in training: {words}")
         # What the engine can append a prompt to at once.
         config.rollout.samples = max(config.rollout.samples, _SAMPLES.value)
-        environment = setup.search_environment(config, search_engine.make(config, workdir))
+        environment = setup.search_environment(config, retrievers.make(config, workdir))
         engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
         engine.load(policy.params)
-        count = f"{len(tasks)} {_SPLIT.value} questions" + f", {_SAMPLES.value} times each" * (
-            _SAMPLES.value > 1
-        )
+        count = f"{len(tasks)} {_SPLIT.value} questions" + f", {_SAMPLES.value} times each" * (_SAMPLES.value > 1)
         metrics.say(f"evaluating {policy.origin} on {count}")
         split = _SPLIT.value
         prefix = _NAME.value or ("final" if split == "test" else f"final-{split}")
@@ -71,9 +65,7 @@ def main(argv):
             evaluation.write_trajectories(file.with_suffix(".jsonl"), trajectories, scores)
             results.save(file)
             hops = "  ".join(f"{h}-hop {em:.3f}" for h, em in results.em_by_hops.items())
-            metrics.say(
-                f"{name:8} exact match {results.em:.3f}  searches {results.searches:.2f}  {hops}  ->  {file}"
-            )
+            metrics.say(f"{name:8} exact match {results.em:.3f}  searches {results.searches:.2f}  {hops}  ->  {file}")
 
 
 if __name__ == "__main__":

@@ -13,19 +13,17 @@ import pathlib
 
 from absl import flags
 
-from searchr1_jax import command
-from searchr1_jax import metrics
-from searchr1_jax import report
-from searchr1_jax import run_directory
-from searchr1_jax import setup
 from searchr1_jax.models import decoder
+from searchr1_jax.run import command
+from searchr1_jax.run import curves
+from searchr1_jax.run import metrics
+from searchr1_jax.run import run_directory
+from searchr1_jax.run import setup
 
 _CONFIG, _WORKDIR = command.define_flags()
 _OUTPUT = flags.DEFINE_string("output", None, "directory to write", required=True)
 _STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
-_DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "of the files; default: the weights'"
-)
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "of the files; default: the weights'")
 _MAX_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "10⁹ bytes of one file at most", lower_bound=1e-6)
 _VALUE = flags.DEFINE_bool("value", False, "write the value model too, into <output>/value")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what is there")
@@ -39,9 +37,7 @@ def main(argv):
     if output.exists() and not _OVERWRITE.value:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
     if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
-        raise ValueError(
-            f"{output} exists and is no exported model, so it is not replaced; choose another --output"
-        )
+        raise ValueError(f"{output} exists and is no exported model, so it is not replaced; choose another --output")
     config = _CONFIG.value or run_directory.config_of(home)
     with (
         command.session(config, _WORKDIR.value, create=False) as workdir,
@@ -61,7 +57,7 @@ def main(argv):
             value=value,
             dtype=setup.dtype(_DTYPE.value) if _DTYPE.value else None,
             max_shard_gb=_MAX_SHARD_GB.value,
-            card=report.model_card(workdir, run, name=output.name, **policy.extra),
+            card=curves.model_card(workdir, run, name=output.name, **policy.extra),
         )
         metrics.say(f"wrote {policy.origin} as {output}")
 

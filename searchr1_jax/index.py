@@ -26,9 +26,7 @@ import psutil
 from rich import console as rich_console
 from rich import table as rich_table
 
-from searchr1_jax import command
-from searchr1_jax import metrics
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.retrieval import bm25
 from searchr1_jax.retrieval import building
 from searchr1_jax.retrieval import corpus as corpora
@@ -37,6 +35,8 @@ from searchr1_jax.retrieval import scann_index
 from searchr1_jax.retrieval import scann_plan
 from searchr1_jax.retrieval import stored
 from searchr1_jax.retrieval import vectors
+from searchr1_jax.run import command
+from searchr1_jax.run import metrics
 
 _COMMANDS = ("build", "info", "query")
 _FLAGS = command.define_index_flags()
@@ -48,9 +48,7 @@ _SETTINGS = {
     "normalize": flags.DEFINE_bool("normalize", None, "vectors to length 1"),
     "max_tokens": flags.DEFINE_integer("max_tokens", None, "of a text; what is longer is cut"),
 }
-_DIMENSIONS = flags.DEFINE_integer(
-    "dimensions", 256, "of hashed n-gram vectors; with --rows, of any", lower_bound=1
-)
+_DIMENSIONS = flags.DEFINE_integer("dimensions", 256, "of hashed n-gram vectors; with --rows, of any", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the vectors on disk")
 _MEMORY_GB = flags.DEFINE_float("memory_gb", 16.0, "that building may take; ScaNN is built in shards that fit")
 _TARGET_RECALL = flags.DEFINE_float("target_recall", 0.95, "recall at 3 that ScaNN's search is tuned to")

@@ -13,16 +13,16 @@ import pathlib
 
 import jax
 
-from searchr1_jax import command
-from searchr1_jax import metrics
-from searchr1_jax import parallel
-from searchr1_jax import run_directory
-from searchr1_jax import setup
-from searchr1_jax.data import world as world_lib
+from searchr1_jax.core import parallel
+from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import copying
 from searchr1_jax.models import decoder
 from searchr1_jax.retrieval import corpus as corpus_lib
+from searchr1_jax.run import command
+from searchr1_jax.run import metrics
+from searchr1_jax.run import run_directory
+from searchr1_jax.run import setup
 from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer
 
@@ -82,13 +82,9 @@ def _claim(config: setup.Config, workdir: pathlib.Path) -> None:
     if path.exists():
         changed = run_directory.differences(json.loads(path.read_text()), mine)
         if changed:
-            raise ValueError(
-                f"{workdir} holds another world ({'; '.join(changed.values())}); choose another --workdir"
-            )
+            raise ValueError(f"{workdir} holds another world ({'; '.join(changed.values())}); choose another --workdir")
     elif theirs := [name for name in (*world_lib.FILES, config.sft.model) if (workdir / name).exists()]:
-        raise ValueError(
-            f"{workdir / theirs[0]} is not of an invented world; choose another --workdir for one"
-        )
+        raise ValueError(f"{workdir / theirs[0]} is not of an invented world; choose another --workdir for one")
     path.write_text(json.dumps(mine, indent=2) + "\n")
 
 

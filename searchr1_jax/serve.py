@@ -14,13 +14,13 @@ from typing import Any
 
 from absl import flags
 
-from searchr1_jax import command
-from searchr1_jax import metrics
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.retrieval import cache
 from searchr1_jax.retrieval import online
 from searchr1_jax.retrieval import server
 from searchr1_jax.retrieval import stored
+from searchr1_jax.run import command
+from searchr1_jax.run import metrics
 
 _FLAGS = command.define_index_flags()
 _ONLINE = flags.DEFINE_enum("online", "", ["", *online.ENGINES], "a search engine of the web instead")

@@ -29,19 +29,19 @@ import time
 
 import numpy as np
 
-from searchr1_jax import checkpoint
-from searchr1_jax import command
-from searchr1_jax import metrics
-from searchr1_jax import parallel
-from searchr1_jax import run_directory
-from searchr1_jax import setup
-from searchr1_jax import types
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
 from searchr1_jax.data import demonstrations
 from searchr1_jax.data import packing
-from searchr1_jax.data import world as world_lib
+from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import hf
+from searchr1_jax.run import checkpoint
+from searchr1_jax.run import command
+from searchr1_jax.run import metrics
+from searchr1_jax.run import run_directory
+from searchr1_jax.run import setup
 from searchr1_jax.text import tokenizer
 
 _CONFIG, _WORKDIR = command.define_flags()
@@ -102,9 +102,7 @@ def read_files(
             " lower it or sample more of them"
         )
     if left_out:
-        metrics.say(
-            f"left out {left_out} of {left_out + len(chosen)} trajectories: rewarded less than {limit:g}"
-        )
+        metrics.say(f"left out {left_out} of {left_out + len(chosen)} trajectories: rewarded less than {limit:g}")
     return chosen
 
 
@@ -191,9 +189,7 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
         if step % _SAY_EVERY == 0 or step == total:
             loss = float(statistics["loss"])
             if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {step}; lower sft.optimizer.learning_rate"
-                )
+                raise FloatingPointError(f"the loss is {loss} at step {step}; lower sft.optimizer.learning_rate")
             per_step = (time.time() - began) / (step - said)
             said, began = step, time.time()
             metrics.say(f"sft step {step}/{total}  loss {loss:.4f}  {per_step * 1e3:.0f} ms/step")

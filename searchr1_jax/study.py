@@ -1,9 +1,9 @@
 r"""Methods against each other and against the papers: a table, a picture and sentences, all from the logs of a sweep.
 
-python launch/sweep.py --config=configs/study.py --workdir=runs/study
+python -m searchr1_jax.sweep --config=configs/study.py --workdir=runs/study
 python -m searchr1_jax.study --workdir=runs/study --readme
 
-    runs ─ finished_runs ─▶ {method: [Run of a seed, …]} ─ report.study_curves ─▶ docs/study.png
+    runs ─ finished_runs ─▶ {method: [Run of a seed, …]} ─ curves.study_curves ─▶ docs/study.png
                                   │
                  tables, and claims judged by one rule ─▶ docs/study.md, and the block of README.md
 """
@@ -16,10 +16,10 @@ from typing import Any
 
 from absl import flags
 
-from searchr1_jax import claims
-from searchr1_jax import command
-from searchr1_jax import finished_runs
-from searchr1_jax import report
+from searchr1_jax.run import command
+from searchr1_jax.run import curves
+from searchr1_jax.sweeps import claims
+from searchr1_jax.sweeps import finished_runs
 
 _, _WORKDIR = command.define_flags()  # of the sweep, with its runs' directories in it
 _DOCUMENT = flags.DEFINE_string("document", "docs/study.md", "written whole; the picture goes beside it, as .png")
@@ -157,9 +157,7 @@ def update_block(path: pathlib.Path, text: str) -> None:
     """
     whole = path.read_text()
     if not (whole.count(_BEGIN) == whole.count(_END) == 1 and whole.index(_BEGIN) < whole.index(_END)):
-        raise ValueError(
-            f"{path} needs {_BEGIN} and, after it, {_END}, once each; put them where the table goes"
-        )
+        raise ValueError(f"{path} needs {_BEGIN} and, after it, {_END}, once each; put them where the table goes")
     before, after = whole.partition(_BEGIN)[0], whole.partition(_END)[2]
     path.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
 
@@ -178,7 +176,7 @@ def main(argv):
         title: {finished_runs.METHODS[m]: [run.rows for run in methods[m]] for m in names if m in methods}
         for title, names in PANELS.items()
     }
-    report.study_curves(picture, {title: lines for title, lines in panels.items() if lines})
+    curves.study_curves(picture, {title: lines for title, lines in panels.items() if lines})
     output.write_text(document(methods, unfinished, verbs, made_by=made_by, picture=picture.name))
     written = [output, picture]
     if _README.value:

@@ -18,21 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from searchr1_jax import acting
-from searchr1_jax import checkpoint
-from searchr1_jax import command
-from searchr1_jax import evaluation
-from searchr1_jax import guards
-from searchr1_jax import metrics
-from searchr1_jax import minibatches
-from searchr1_jax import parallel
-from searchr1_jax import report
-from searchr1_jax import run_directory
-from searchr1_jax import search_engine
-from searchr1_jax import setup
-from searchr1_jax import types
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
 from searchr1_jax.data import stream as stream_lib
+from searchr1_jax.learning import guards
 from searchr1_jax.learning import kl_control
+from searchr1_jax.learning import minibatches
 from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
@@ -41,6 +32,15 @@ from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
+from searchr1_jax.run import acting
+from searchr1_jax.run import checkpoint
+from searchr1_jax.run import command
+from searchr1_jax.run import curves
+from searchr1_jax.run import evaluation
+from searchr1_jax.run import metrics
+from searchr1_jax.run import retrievers
+from searchr1_jax.run import run_directory
+from searchr1_jax.run import setup
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
@@ -93,7 +93,7 @@ def build(config: setup.Config, workdir: pathlib.Path) -> Run:
         setup.tasks(config, source, tokens, samples=1)  # refuses questions too long
     count = config.evaluation.questions or None
     held_out = [q for source in setup.questions(config, "validation", workdir) for q in list(source)[:count]]
-    environment = setup.search_environment(config, search_engine.make(config, workdir))
+    environment = setup.search_environment(config, retrievers.make(config, workdir))
     engine, rollout = setup.rollout(config, model, tokens, environment)
     learner = setup.learner(config, model)
     param_dtype = setup.dtype(config.model.param_dtype)
@@ -134,9 +134,7 @@ def train(
 ) -> bool:
     """The whole run, or what is left of it. Returns whether it came to its end."""
     total, state, step = config.learner.steps, run.state, checkpoints.latest or 0
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict()
-    )
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict())
     run = dataclasses.replace(run, state=None)  # learning donates it
     course = Course(kl_coefficient=run.kl_control.coefficient)
     row = {} if step == 0 and config.evaluation.first else None  # of a step whose evaluation is still owed
@@ -148,9 +146,7 @@ def train(
     if parallel.is_first():
         run.tokens.save(workdir / run_directory.TOKENIZER)
     if config.rollout.top_p < 1 or config.rollout.top_k:
-        metrics.say(
-            "rollout.top_p or top_k cuts the distribution that is sampled; log-probs are of the whole one"
-        )
+        metrics.say("rollout.top_p or top_k cuts the distribution that is sampled; log-probs are of the whole one")
     position = run.stream.state()
 
     def save(owed: dict[str, float] | None = None) -> None:
@@ -183,7 +179,7 @@ def train(
                 writer.write(step, row)
                 metrics.say(f"step {step}/{total}  " + _line(row))
                 if evaluation_due(config, step):
-                    report.learning_curve(workdir)
+                    curves.learning_curve(workdir)
                 row = None
                 every = config.checkpoint.every
                 stopping = stop.agreed()  # asked once: no stop without a checkpoint
@@ -196,7 +192,7 @@ def train(
                 save(owed=row)
                 metrics.say(f"saved step {step}; start again with the same command to go on from there")
             raise
-    report.learning_curve(workdir)
+    curves.learning_curve(workdir)
     if step < total:
         metrics.say(f"stopped after step {step}; start again with the same command to go on")
     return step == total
@@ -366,11 +362,7 @@ def _line(values: dict[str, float]) -> str:
     """The figures to watch, for the console."""
     shown = {"reward": "reward", "searches": "searches", "kl_to_reference": "kl", "policy/entropy": "entropy"}
     parts = [f"{label} {values[key]:.3f}" for key, label in shown.items() if key in values]
-    parts += [
-        f"{key} {value:.3f}"
-        for key, value in values.items()
-        if key.startswith("eval/") and key.endswith("/em")
-    ]
+    parts += [f"{key} {value:.3f}" for key, value in values.items() if key.startswith("eval/") and key.endswith("/em")]
     if "seconds/rollout" in values:
         parts.append(f"{values['seconds/rollout'] + values['seconds/learning']:.1f} s")
     return "  ".join(parts)

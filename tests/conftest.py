@@ -8,7 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from searchr1_jax import parallel  # noqa: E402
+from searchr1_jax.core import parallel  # noqa: E402
 from searchr1_jax.text import protocol  # noqa: E402
 from searchr1_jax.text import tokenizer  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 
 
 def make(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:

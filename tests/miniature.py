@@ -24,18 +24,18 @@ import orbax.checkpoint as ocp
 import slow_decoder
 
 from configs import quickstart
-from searchr1_jax import checkpoint
-from searchr1_jax import metrics
-from searchr1_jax import parallel
 from searchr1_jax import prepare
-from searchr1_jax import run_directory
-from searchr1_jax import search_engine
-from searchr1_jax import setup
 from searchr1_jax import train
+from searchr1_jax.core import parallel
 from searchr1_jax.data import stream
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import episodes
+from searchr1_jax.run import checkpoint
+from searchr1_jax.run import metrics
+from searchr1_jax.run import retrievers
+from searchr1_jax.run import run_directory
+from searchr1_jax.run import setup
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
@@ -159,8 +159,8 @@ def make(workdir: pathlib.Path) -> Parts:
     """On the mesh in use."""
     c = config()
     world(workdir, c)
-    retriever = Mortal(search_engine.make(c, workdir))
-    with mock.patch.object(search_engine, "make", lambda *_: retriever):
+    retriever = Mortal(retrievers.make(c, workdir))
+    with mock.patch.object(retrievers, "make", lambda *_: retriever):
         run = train.build(c, workdir)
     rollout = Noted(run.rollout, retriever)
     run = dataclasses.replace(run, rollout=rollout, state=None, reward=REWARD)
@@ -174,9 +174,7 @@ def verb(name: str):
     with contextlib.ExitStack() as patches:
         for define in ("string", "integer", "float", "bool", "list", "enum"):
             function = getattr(flags, f"DEFINE_{define}")
-            patches.enter_context(
-                mock.patch.object(flags, f"DEFINE_{define}", functools.partial(function, **own))
-            )
+            patches.enter_context(mock.patch.object(flags, f"DEFINE_{define}", functools.partial(function, **own)))
         return importlib.import_module(f"searchr1_jax.{name}")
 
 
@@ -188,9 +186,7 @@ def call(module, **given) -> None:
         for attribute, holder in list(vars(module).items()):
             if isinstance(holder, flags.FlagHolder):
                 value = given.pop(attribute.lower().lstrip("_"), holder.default)
-                patches.enter_context(
-                    mock.patch.object(module, attribute, types.SimpleNamespace(value=value))
-                )
+                patches.enter_context(mock.patch.object(module, attribute, types.SimpleNamespace(value=value)))
         assert not given, f"{module.__name__} has no flags {list(given)}"
         module.main([])
 

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax import parallel
-from searchr1_jax import types
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
 from searchr1_jax.data import packing
 from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import update

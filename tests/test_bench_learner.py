@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import parallel
 from searchr1_jax.bench import learner
+from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 
 MODEL = slow_decoder.tiny_config(width=32)
@@ -103,9 +103,7 @@ def test_a_step_learns_from_what_the_policy_wrote(grpo):
 
 def test_every_figure_is_there_and_fits_one_line_of_json(grpo, monkeypatch):
     monkeypatch.setattr(learner, "GRPO", lambda step, *, seed: grpo)  # compiled already
-    one_shape = dataclasses.replace(
-        PACKING, vocab_chunk=64
-    )  # padded rows, too, are of 64 tokens: compiled once
+    one_shape = dataclasses.replace(PACKING, vocab_chunk=64)  # padded rows, too, are of 64 tokens: compiled once
     figures = learner.measure(one_shape, PROJECTION, STEP, repeats=1, seed=0)
     assert KEYS <= json.loads(json.dumps(figures)).keys()
     assert figures["chunked_memory_ratio"] < 1

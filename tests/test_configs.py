@@ -52,7 +52,5 @@ def test_a_config_is_read_without_importing_anything_heavy():
         "import sys; from configs import quickstart, search_r1; quickstart.get_config('algorithm=grpo');"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

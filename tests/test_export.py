@@ -19,14 +19,14 @@ import slow_decoder
 import transformers
 
 from configs import quickstart
-from searchr1_jax import checkpoint
-from searchr1_jax import evaluation
 from searchr1_jax import export
-from searchr1_jax import run_directory
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.models import tensor_files
+from searchr1_jax.run import checkpoint
+from searchr1_jax.run import evaluation
+from searchr1_jax.run import run_directory
 from searchr1_jax.text import tokenizer
 
 MODEL = slow_decoder.tiny_config(vocab_size=304, width=32, tied_embeddings=False)

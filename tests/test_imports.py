@@ -12,27 +12,28 @@ import searchr1_jax
 
 PACKAGE = "searchr1_jax"
 
-# A part is a folder or a top-level file. Top-level files not listed are verbs, on the floor of bench/.
+# A room imports from itself and from the floors below; the files of the root are commands, above all rooms.
 FLOORS = {
-    **dict.fromkeys(("__init__", "types", "text"), 0),
-    **dict.fromkeys(("parallel", "data", "models"), 1),
-    **dict.fromkeys(("retrieval",), 2),
-    **dict.fromkeys(("rollout", "learning"), 3),
-    **dict.fromkeys(("acting", "checkpoint", "metrics", "evaluation", "report", "preflight"), 4),
-    **dict.fromkeys(("finished_runs", "claims"), 4),
-    **dict.fromkeys(("run_directory", "setup", "search_engine", "command", "guards", "minibatches"), 4),
+    "core": 0,
+    "text": 1,
+    "data": 2,
+    "models": 2,
+    "retrieval": 3,
+    "rollout": 4,
+    "learning": 4,
+    "run": 5,
+    "sweeps": 6,
 }
-LIBRARY_FLOOR, VERB_FLOOR = 4, 5
-FOLDERS = ("text", "data", "models", "retrieval", "rollout", "learning", "bench")
+COMMANDS = 7  # and bench/
 
 # The one file that imports each heavy neighbour.
 NEIGHBOURS = {
-    "orbax": "checkpoint.py",
+    "orbax": "run/checkpoint.py",
     "scann": "retrieval/scann_index.py",
     "tensorflow_datasets": "data/qa.py",
     "grain": "data/stream.py",
-    "matplotlib": "report.py",
-    "tensorboardX": "metrics.py",
+    "matplotlib": "run/curves.py",
+    "tensorboardX": "run/metrics.py",
     "requests": "retrieval/remote.py",
     "bm25s": "retrieval/bm25.py",
     "Stemmer": "retrieval/bm25.py",
@@ -42,9 +43,11 @@ NEIGHBOURS = {
     "transformers": "text/tokenizer.py",
     "tokenizers": "text/tokenizer.py",
 }
-AXIS_NAMES, AXIS_OWNER = {"fsdp", "tensor"}, "parallel.py"
-OUTSIDE = {"configs", "tests"}  # read the package and are never read by it
+AXIS_NAMES, AXIS_OWNER = {"fsdp", "tensor"}, "core/parallel.py"
+AXIS_KEYS = "core/settings.py"  # mesh.fsdp and mesh.tensor are keys too
+OUTSIDE = {"configs", "tests", "examples"}  # read the package and are never read by it
 NO_JAX = {"jax", "jaxlib", "flax", "optax"}
+WITHOUT_JAX = {"text", "core/types.py", "core/settings.py", "core/files.py"}
 
 
 def violations(path: str, source: str) -> list[str]:
@@ -57,20 +60,20 @@ def violations(path: str, source: str) -> list[str]:
     tree = ast.parse(source)
     own = path.split("/")[0].removesuffix(".py")
     found = []
-    if "/" in path and own not in FOLDERS:
-        found.append(f"{path}: the folder {own}/ is on no floor; give it one in FLOORS and FOLDERS")
+    if "/" in path and own not in (*FLOORS, "bench"):
+        found.append(f"{path}: the folder {own}/ is on no floor; give it one in FLOORS")
     for name, line in _imported(tree, path):
         top, *inner = name.split(".")
-        if top == PACKAGE and inner and not _may_import(own, inner[0]):
+        if top == PACKAGE and inner and not (own == inner[0] or _floor(inner[0]) < _floor(own)):
             floors = _floor(own), _floor(inner[0])
             found.append(f"{path}:{line}: {own} (floor {floors[0]}) imports {name} (floor {floors[1]})")
         if top in OUTSIDE:
             found.append(f"{path}:{line}: imports {name} from outside the package")
-        if own == "text" and top in NO_JAX:
-            found.append(f"{path}:{line}: text/ knows no jax, and imports {name}")
+        if {own, path} & WITHOUT_JAX and (top in NO_JAX or inner[:2] == ["core", "parallel"]):
+            found.append(f"{path}:{line}: knows no jax, and imports {name}")
         if NEIGHBOURS.get(top, path) != path and own != "bench":  # a bench may compare with what we don't use
             found.append(f"{path}:{line}: imports {name}, which only {NEIGHBOURS[top]} does")
-    if path != AXIS_OWNER:
+    if path not in (AXIS_OWNER, AXIS_KEYS):
         for text, line in _strings(tree):
             if text in AXIS_NAMES:
                 found.append(f"{path}:{line}: the mesh axis {text!r} is named outside {AXIS_OWNER}")
@@ -78,17 +81,7 @@ def violations(path: str, source: str) -> list[str]:
 
 
 def _floor(part: str) -> int:
-    return FLOORS.get(part, VERB_FLOOR)
-
-
-def _may_import(own: str, other: str) -> bool:
-    if other == "types" or (own == other and own in FOLDERS):
-        return True
-    if own == "parallel":
-        return False
-    if other == "parallel":
-        return _floor(own) >= _floor(other)
-    return _floor(other) < _floor(own) or _floor(other) == _floor(own) == LIBRARY_FLOOR
+    return FLOORS.get(part, COMMANDS)
 
 
 def _imported(tree: ast.Module, path: str) -> list[tuple[str, int]]:
@@ -136,38 +129,43 @@ def test_the_package_keeps_the_house_rules():
 
 PLANTED = [
     # floors
-    ("text/rewards.py", "from searchr1_jax.data import qa", "text (floor 0) imports searchr1_jax.data.qa"),
-    ("text/rewards.py", "import searchr1_jax.parallel", "imports searchr1_jax.parallel (floor 1)"),
-    ("types.py", "from searchr1_jax.text import protocol", "types (floor 0) imports searchr1_jax.text"),
-    ("data/qa.py", "from searchr1_jax.retrieval import base", "searchr1_jax.retrieval.base (floor 2)"),
-    ("data/qa.py", "from searchr1_jax.models import config", "data (floor 1) imports searchr1_jax.models"),
-    ("models/hf.py", "from searchr1_jax.data import packing", "models (floor 1) imports searchr1_jax.data"),
-    ("parallel.py", "from searchr1_jax.text import protocol", "parallel (floor 1) imports searchr1_jax.text"),
-    ("parallel.py", "from searchr1_jax.models import config", "imports searchr1_jax.models.config (floor 1)"),
-    ("retrieval/base.py", "from searchr1_jax.rollout import engine", "retrieval (floor 2) imports"),
-    ("rollout/episodes.py", "from searchr1_jax.learning import losses", "rollout (floor 3) imports"),
-    ("learning/update.py", "from searchr1_jax.rollout import engine", "learning (floor 3) imports"),
-    ("learning/update.py", "from searchr1_jax import checkpoint", "searchr1_jax.checkpoint (floor 4)"),
-    ("evaluation.py", "from searchr1_jax import train", "imports searchr1_jax.train (floor 5)"),
-    ("train.py", "from searchr1_jax import evaluate", "imports searchr1_jax.evaluate (floor 5)"),
-    ("train.py", "from searchr1_jax.bench import rollout", "imports searchr1_jax.bench.rollout (floor 5)"),
-    ("bench/rollout.py", "from searchr1_jax import train", "bench (floor 5) imports searchr1_jax.train"),
+    ("text/rewards.py", "from searchr1_jax.data import qa", "text (floor 1) imports searchr1_jax.data.qa"),
+    ("core/types.py", "from searchr1_jax.text import protocol", "core (floor 0) imports searchr1_jax.text"),
+    ("data/qa.py", "from searchr1_jax.retrieval import base", "searchr1_jax.retrieval.base (floor 3)"),
+    ("data/qa.py", "from searchr1_jax.models import config", "data (floor 2) imports searchr1_jax.models"),
+    ("models/hf.py", "from searchr1_jax.data import packing", "models (floor 2) imports searchr1_jax.data"),
+    ("core/parallel.py", "from searchr1_jax.models import config", "imports searchr1_jax.models.config (floor 2)"),
+    ("retrieval/base.py", "from searchr1_jax.rollout import engine", "retrieval (floor 3) imports"),
+    ("rollout/episodes.py", "from searchr1_jax.learning import losses", "rollout (floor 4) imports"),
+    ("learning/update.py", "from searchr1_jax.rollout import engine", "learning (floor 4) imports"),
+    ("learning/update.py", "from searchr1_jax.run import checkpoint", "searchr1_jax.run.checkpoint (floor 5)"),
+    ("run/evaluation.py", "from searchr1_jax import train", "imports searchr1_jax.train (floor 7)"),
+    ("run/setup.py", "from searchr1_jax.sweeps import claims", "imports searchr1_jax.sweeps.claims (floor 6)"),
+    ("train.py", "from searchr1_jax import evaluate", "imports searchr1_jax.evaluate (floor 7)"),
+    ("train.py", "from searchr1_jax.bench import rollout", "imports searchr1_jax.bench.rollout (floor 7)"),
+    ("bench/rollout.py", "from searchr1_jax import train", "bench (floor 7) imports searchr1_jax.train"),
     ("utils/misc.py", "", "the folder utils/ is on no floor"),
     # however an import is written
-    ("data/qa.py", "from searchr1_jax import types, rollout", "imports searchr1_jax.rollout"),
-    ("data/qa.py", "def f():\n    from searchr1_jax import setup", "data/qa.py:2: data (floor 1)"),
+    ("data/qa.py", "from searchr1_jax import core, rollout", "imports searchr1_jax.rollout"),
+    ("data/qa.py", "def f():\n    from searchr1_jax.run import setup", "data/qa.py:2: data (floor 2)"),
     ("data/qa.py", "from ..rollout import engine", "imports searchr1_jax.rollout.engine"),
     ("data/qa.py", "from .. import rollout", "imports searchr1_jax.rollout"),
-    ("types.py", "from . import text", "types (floor 0) imports searchr1_jax.text"),
+    ("core/types.py", "from .. import text", "core (floor 0) imports searchr1_jax.text"),
     ("data/qa.py", "importlib.import_module('scann')", "which only retrieval/scann_index.py does"),
     # neighbours
-    ("text/stop_table.py", "import jax.numpy as jnp", "text/ knows no jax, and imports jax.numpy"),
-    ("text/stop_table.py", "from flax import nnx", "text/ knows no jax, and imports flax.nnx"),
-    ("text/stop_table.py", "import optax", "text/ knows no jax, and imports optax"),
-    ("train.py", "import orbax.checkpoint as ocp", "imports orbax.checkpoint, which only checkpoint.py does"),
+    ("text/stop_table.py", "import jax.numpy as jnp", "text/stop_table.py:1: knows no jax, and imports jax.numpy"),
+    ("text/stop_table.py", "from flax import nnx", "knows no jax, and imports flax.nnx"),
+    ("text/stop_table.py", "import optax", "knows no jax, and imports optax"),
+    (
+        "text/rewards.py",
+        "from searchr1_jax.core import parallel",
+        "knows no jax, and imports searchr1_jax.core.parallel",
+    ),
+    ("core/settings.py", "import jax", "knows no jax, and imports jax"),
+    ("train.py", "import orbax.checkpoint as ocp", "imports orbax.checkpoint, which only run/checkpoint.py does"),
     ("retrieval/base.py", "try:\n    import scann\nfinally:\n    pass", "retrieval/base.py:2: imports scann"),
     ("retrieval/embed.py", "import transformers", "which only text/tokenizer.py does"),
-    ("learning/checkpoint.py", "import orbax", "which only checkpoint.py does"),
+    ("learning/checkpoint.py", "import orbax", "which only run/checkpoint.py does"),
     # outside
     ("train.py", "from configs import base", "imports configs.base from outside the package"),
     ("bench/rollout.py", "import tests.text", "imports tests.text from outside the package"),
@@ -184,15 +182,16 @@ def test_a_planted_violation_is_caught(path, source, complaint):
 
 
 ALLOWED = [
-    ("text/tokenizer.py", "import tokenizers\nfrom searchr1_jax import types\nfrom . import protocol"),
-    ("parallel.py", "import jax\nfrom searchr1_jax import types\nAXES = ('fsdp', 'tensor')"),
-    ("models/decoder.py", "from searchr1_jax import parallel, types\nfrom searchr1_jax.models import layers"),
-    ("data/packing.py", "from searchr1_jax import parallel\nfrom searchr1_jax.text import rewards"),
+    ("text/tokenizer.py", "import tokenizers\nfrom searchr1_jax.core import types\nfrom . import protocol"),
+    ("core/parallel.py", "import jax\nfrom searchr1_jax.core import types\nAXES = ('fsdp', 'tensor')"),
+    ("models/decoder.py", "from searchr1_jax.core import parallel, types\nfrom searchr1_jax.models import layers"),
+    ("data/packing.py", "from searchr1_jax.core import parallel\nfrom searchr1_jax.text import rewards"),
     ("retrieval/scann_index.py", "import scann\nfrom searchr1_jax.models import encoder\nfrom . import base"),
     ("rollout/episodes.py", "from searchr1_jax.retrieval import base\nfrom . import engine"),
-    ("evaluation.py", "from searchr1_jax import metrics, setup\nfrom searchr1_jax.rollout import episodes"),
-    ("train.py", "from searchr1_jax import evaluation, parallel\nfrom searchr1_jax.learning import update"),
-    ("bench/decode.py", "from searchr1_jax.bench import table\nfrom searchr1_jax import setup"),
+    ("run/evaluation.py", "from searchr1_jax.run import metrics, setup\nfrom searchr1_jax.rollout import episodes"),
+    ("sweeps/claims.py", "from searchr1_jax.run import metrics"),
+    ("train.py", "from searchr1_jax.run import evaluation\nfrom searchr1_jax.learning import update"),
+    ("bench/decode.py", "from searchr1_jax.bench import table\nfrom searchr1_jax.run import setup"),
     ("models/layers.py", '"""fsdp"""\n"fsdp"\nx = "fsdp and tensor in a sentence"\ny = mesh.fsdp'),
     ("models/hf.py", "import safetensors.numpy\nimport scannable\nimport json, grainy"),
 ]

@@ -117,7 +117,8 @@ def test_what_the_machine_cannot_hold_is_refused_after_the_estimate(corpus, tmp_
     code = """if True:
         import types, psutil
         psutil.virtual_memory = lambda: types.SimpleNamespace(total=10**5)
-        from searchr1_jax import command, index
+        from searchr1_jax import index
+        from searchr1_jax.run import command
         command.run(index.main, required=("index",))
     """
     command = [sys.executable, "-c", code, "build", f"--index={tmp_path / 'i'}", f"--corpus={corpus}", "--parts=bm25"]

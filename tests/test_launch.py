@@ -37,9 +37,7 @@ def sourced(tmp_path):
 
     def sourced(**environment):
         asked.write_text("")
-        script = (
-            f'set -euo pipefail; source "{repository}/launch/setup.sh" >&2; echo "$PWD|$VENV|${{WORKDIR:-}}"'
-        )
+        script = f'set -euo pipefail; source "{repository}/launch/setup.sh" >&2; echo "$PWD|$VENV|${{WORKDIR:-}}"'
         known = dict(PATH=os.environ["PATH"], PYTHON=str(python), ASKED=str(asked))
         out = subprocess.run(
             ["bash", "-c", script], cwd=caller, env=known | environment, text=True, check=True, stdout=subprocess.PIPE

@@ -22,9 +22,7 @@ def test_two_processes_load_train_a_step_and_export_what_one_process_does(tmp_pa
         np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=1e-5, atol=1e-6)
     before = safetensors_numpy.load_file(MODEL / "model.safetensors")
     for part in (".", "value"):
-        one, two = (
-            safetensors_numpy.load_file(tmp_path / run / part / "model.safetensors") for run in ("one", "two")
-        )
+        one, two = (safetensors_numpy.load_file(tmp_path / run / part / "model.safetensors") for run in ("one", "two"))
         assert one.keys() == two.keys()
         for name in one:
             np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-6, err_msg=name)

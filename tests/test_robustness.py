@@ -21,17 +21,17 @@ import pytest
 from rollout import scripted
 
 from configs import base
-from searchr1_jax import checkpoint
-from searchr1_jax import preflight
 from searchr1_jax import prepare
-from searchr1_jax import report
-from searchr1_jax import setup
 from searchr1_jax import sft
 from searchr1_jax import train
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.learning import supervised
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import episodes
+from searchr1_jax.run import checkpoint
+from searchr1_jax.run import checks
+from searchr1_jax.run import curves
+from searchr1_jax.run import setup
 from searchr1_jax.text import protocol as text_protocol
 
 ask, evaluate, export = map(miniature.verb, ("ask", "evaluate", "export"))
@@ -42,7 +42,7 @@ EVALUATION_0, STEP_1, STEP_2, EVALUATION_2, STEP_3, STEP_4, EVALUATION_4, END = 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    with jax.set_mesh(meshes.make()), mock.patch.object(report, "learning_curve"):
+    with jax.set_mesh(meshes.make()), mock.patch.object(curves, "learning_curve"):
         yield miniature.make(tmp_path_factory.mktemp("world"))
 
 
@@ -109,9 +109,7 @@ def test_a_rollout_that_loses_its_retriever_keeps_the_steps_before_and_its_own_f
     _assert_same_run(workdir, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "run, saved, rows", [(EVALUATION_0, [], 0), (EVALUATION_2, [2], 2), (EVALUATION_4, [4], 4)]
-)
+@pytest.mark.parametrize("run, saved, rows", [(EVALUATION_0, [], 0), (EVALUATION_2, [2], 2), (EVALUATION_4, [4], 4)])
 def test_an_evaluation_that_loses_its_retriever_is_made_up_for(parts, undisturbed, workdir, run, saved, rows):
     _loses_its_retriever(parts, workdir, dies_at=undisturbed.asked[run] + 2)
     assert miniature.saved_steps(workdir) == saved
@@ -122,23 +120,16 @@ def test_an_evaluation_that_loses_its_retriever_is_made_up_for(parts, undisturbe
         _assert_same_run(workdir, undisturbed)
 
 
-def test_a_retriever_that_dies_again_right_after_the_owed_evaluation_does_no_harm(
-    parts, undisturbed, workdir
-):
+def test_a_retriever_that_dies_again_right_after_the_owed_evaluation_does_no_harm(parts, undisturbed, workdir):
     asked = undisturbed.asked
     _loses_its_retriever(parts, workdir, dies_at=asked[EVALUATION_2] + 1)
     _loses_its_retriever(parts, workdir, dies_at=asked[STEP_3] - asked[EVALUATION_2] + 1)
-    assert (
-        miniature.saved_steps(workdir) == [2]
-        and miniature.rows(workdir) == miniature.rows(undisturbed.workdir)[:3]
-    )
+    assert miniature.saved_steps(workdir) == [2] and miniature.rows(workdir) == miniature.rows(undisturbed.workdir)[:3]
     assert parts.train(workdir)
     _assert_same_run(workdir, undisturbed)
 
 
-def test_an_error_right_after_a_save_leaves_that_checkpoint_complete(
-    parts, undisturbed, workdir, monkeypatch
-):
+def test_an_error_right_after_a_save_leaves_that_checkpoint_complete(parts, undisturbed, workdir, monkeypatch):
     saved, may_finish = workdir / "checkpoints" / "1", threading.Event()
     learn, rename = train.learn, os.rename
 
@@ -216,9 +207,7 @@ class _Listener:
 
     def estimate(self, batches, scores, group_advantages, *, kl_coefficient):
         for batch, advantage in zip(jax.device_get(batches), jax.device_get(group_advantages), strict=True):
-            of = {
-                int(i): set(advantage[(batch.trajectory == i) & batch.policy_mask].tolist()) for i in range(4)
-            }
+            of = {int(i): set(advantage[(batch.trajectory == i) & batch.policy_mask].tolist()) for i in range(4)}
             self.heard.append([advantage for i in range(4) for advantage in of[i]])
         return [None] * len(batches), {}
 
@@ -229,9 +218,7 @@ class _Listener:
 def test_groups_of_a_question_asked_twice_stay_whole(parts, tmp_path):
     """Each group of G = 2 has its own mean; the first mini-batch holds a's two groups, the second b's and c's."""
     rewards = {"nq/a": (0.0, 1.0, 5.0, 5.0), "nq/b": (3.0, 1.0), "nq/c": (0.0, 0.0)}
-    arriving = [
-        _trajectory(e, n) for e, n in ((C, 1), (A, 2), (A, 0), (B, 1), (A, 3), (C, 0), (B, 0), (A, 1))
-    ]
+    arriving = [_trajectory(e, n) for e, n in ((C, 1), (A, 2), (A, 0), (B, 1), (A, 3), (C, 0), (B, 0), (A, 1))]
     rollout = python_types.SimpleNamespace(run=lambda *_, **__: iter(arriving), counts=episodes.Counts())
     run = mock.Mock(rollout=rollout, decodings={"sampled": None})
     trajectories, _ = train.roll_out(miniature.config(), run, [], 0, tmp_path)
@@ -346,22 +333,16 @@ def untaught(monkeypatch):
 
 def test_a_demonstration_that_does_not_fit_is_refused_before_the_first_step(workdir, untaught):
     _demonstrate(workdir, longest=200)
-    with pytest.raises(
-        ValueError, match="demonstration 'd39' has [0-9]+ tokens, more than the context of 128"
-    ):
+    with pytest.raises(ValueError, match="demonstration 'd39' has [0-9]+ tokens, more than the context of 128"):
         _teach(workdir)
 
 
 def test_sft_in_another_world_than_the_workdirs_is_refused(workdir, untaught):
     invented = {"data.demonstrations": (), "sft.drill_steps": 1, "sft.mixture_steps": 0}
-    with pytest.raises(
-        ValueError, match=r"not the config's \(seed: 0 there, 5 now\); run .*prepare in another"
-    ):
+    with pytest.raises(ValueError, match=r"not the config's \(seed: 0 there, 5 now\); run .*prepare in another"):
         _teach(workdir, **invented, **{"world.seed": 5})
     (workdir / "world.json").unlink()
-    with pytest.raises(
-        ValueError, match=r"persons: None there, 40 now.* or name files in data.demonstrations"
-    ):
+    with pytest.raises(ValueError, match=r"persons: None there, 40 now.* or name files in data.demonstrations"):
         _teach(workdir, **invented)
 
 
@@ -373,18 +354,14 @@ def test_prepare_does_not_replace_a_users_own_files(parts, tmp_path, name):
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_text("{}\n")
-    with pytest.raises(
-        ValueError, match=f"{name.split('/')[0]} is not of an invented world; .*another --workdir"
-    ):
+    with pytest.raises(ValueError, match=f"{name.split('/')[0]} is not of an invented world; .*another --workdir"):
         miniature.call(prepare, config=miniature.config(), workdir=tmp_path)
     assert miniature.files(tmp_path) == {file: b"{}\n"}
 
 
 def test_prepare_does_not_replace_another_world(workdir):
     before = miniature.files(workdir)
-    with pytest.raises(
-        ValueError, match=r"holds another world \(protocol.passage: .*; seed: 0 there, 1 now\)"
-    ):
+    with pytest.raises(ValueError, match=r"holds another world \(protocol.passage: .*; seed: 0 there, 1 now\)"):
         changed = miniature.config(**{"world.seed": 1, "protocol.passage": "{text}\n"})
         miniature.call(prepare, config=changed, workdir=workdir)
     assert miniature.files(workdir) == before
@@ -406,11 +383,11 @@ def _refused(**changes):
     c = base.get_config()
     c.update_from_flattened_dict(changes)
     with pytest.raises(ValueError) as refusal:
-        preflight.check(c)
+        checks.check(c)
     return str(refusal.value)
 
 
-@pytest.mark.parametrize("key", preflight._AT_LEAST_ONE)
+@pytest.mark.parametrize("key", checks._AT_LEAST_ONE)
 def test_what_has_to_be_there_is_counted_from_one(key):
     for value in (0, -3):
         assert _refused(**{key: value}).startswith(f"{key} is {value}; ")
@@ -423,9 +400,7 @@ def test_a_dtype_that_there_is_not_is_refused_with_those_that_there_are(key):
 
 
 def test_a_misspelt_attention_is_refused_with_those_that_there_are():
-    assert "model.attention is 'flash'; choose auto or one of ['xla', " in _refused(
-        **{"model.attention": "flash"}
-    )
+    assert "model.attention is 'flash'; choose auto or one of ['xla', " in _refused(**{"model.attention": "flash"})
 
 
 # Question files.
@@ -492,9 +467,7 @@ def test_an_export_takes_the_config_of_the_run(trained, tmp_path):
     miniature.call(export, workdir=trained, output=tmp_path / "model")
     assert {str(x.dtype) for x in bits.stored(tmp_path / "model").values()} == {"bfloat16"}
     (trained / "config.json").unlink()
-    with pytest.raises(
-        ValueError, match="config.json does not exist; name the --workdir of a run, or its --config"
-    ):
+    with pytest.raises(ValueError, match="config.json does not exist; name the --workdir of a run, or its --config"):
         miniature.call(export, workdir=trained, output=tmp_path / "another")
 
 
@@ -522,8 +495,6 @@ def test_a_question_that_cannot_be_answered_does_not_end_the_session(parts, undi
         "answer: ",
     )
     assert [out.count(words) for words in told] == [1, 1, 1]
-    assert (
-        out.index(told[0]) < out.index(told[1]) < out.index("Question: who founded it?") < out.index(told[2])
-    )
+    assert out.index(told[0]) < out.index(told[1]) < out.index("Question: who founded it?") < out.index(told[2])
     with pytest.raises(ValueError, match="the prompt of question 'ask'"):
         miniature.call(ask, **flags, question=too_long)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import evaluation
-from searchr1_jax import setup
 from searchr1_jax import sft
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import hf
+from searchr1_jax.run import evaluation
+from searchr1_jax.run import setup
 from searchr1_jax.text import tokenizer
 
 evaluate, teach = map(miniature.verb, ("evaluate", "sft"))

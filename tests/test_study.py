@@ -1,4 +1,4 @@
-"""searchr1_jax/study.py and the band of report.py, on logs written by hand."""
+"""searchr1_jax/study.py and the band of curves.py, on logs written by hand."""
 
 import json
 import pathlib
@@ -6,10 +6,10 @@ import types
 
 import pytest
 
-from searchr1_jax import claims
-from searchr1_jax import finished_runs
-from searchr1_jax import report
 from searchr1_jax import study
+from searchr1_jax.run import curves
+from searchr1_jax.sweeps import claims
+from searchr1_jax.sweeps import finished_runs
 
 STEPS = 40
 
@@ -35,9 +35,7 @@ def _write(
             found = {"n": 800, "em": value, "em_by_hops": hops, "searches": asked}
             (run / "eval" / f"{which}-{decoding}.json").write_text(json.dumps(found))
     (run / "eval" / "validation-sampled-step000000.json").write_text('{"n": 200}')
-    rows = [{"step": 0}] + [
-        {"step": i, "seconds/rollout": 0.25, "seconds/learning": 1.0} for i in range(1, STEPS + 1)
-    ]
+    rows = [{"step": 0}] + [{"step": i, "seconds/rollout": 0.25, "seconds/learning": 1.0} for i in range(1, STEPS + 1)]
     for row, value in zip(rows[::10], validations, strict=True):
         row |= {"eval/sampled/em": value, "eval/sampled/searches": 2 * value}
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -62,10 +60,7 @@ def test_masking_agrees_where_every_seed_shows_it_by_more_than_the_spread(tmp_pa
     assert found.margin == pytest.approx(0.04)
     assert found.pairs == {0: (0.82, 0.92), 1: (0.80, 0.90), 2: (0.78, 0.91)}
     assert found.verdict == "agrees"
-    assert (
-        ".820 and .920 (seed 0), .800 and .900 (seed 1), .780 and .910 (seed 2); margin .040"
-        in found.sentence()
-    )
+    assert ".820 and .920 (seed 0), .800 and .900 (seed 1), .780 and .910 (seed 2); margin .040" in found.sentence()
 
 
 def test_one_seed_within_the_margin_is_enough_not_to_see_it(tmp_path):
@@ -81,9 +76,7 @@ def test_where_the_other_way_holds_the_opposite_is_told(tmp_path):
     _write(tmp_path, "ppo-seed0", em=0.7)
     _write(tmp_path, "unmasked-seed0", em=0.8)
     found = _finding(tmp_path, "unmasked", "masking helps")
-    assert found.margin == pytest.approx(
-        2 * ((0.7 * 0.3 + 0.8 * 0.2) / 800) ** 0.5
-    )  # .043: one seed has no spread
+    assert found.margin == pytest.approx(2 * ((0.7 * 0.3 + 0.8 * 0.2) / 800) ** 0.5)  # .043: one seed has no spread
     assert found.verdict == "the opposite" and "**the opposite**" in found.sentence()
 
 
@@ -140,16 +133,14 @@ def test_runs_that_did_not_end_are_named_and_left_out(tmp_path):
     _write(tmp_path, "ppo-seed0", em=0.9)
     (_write(tmp_path, "ppo-seed1", em=0.9) / "eval" / "final-sampled.json").unlink()
     run = _write(tmp_path, "grpo-seed0", em=0.9)
-    (run / "metrics.jsonl").write_text(
-        "".join((run / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1])
-    )
+    (run / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(keepends=True)[:-1]))
     methods, unfinished = finished_runs.read(tmp_path)
     assert {method: [run.seed for run in runs] for method, runs in methods.items()} == {"ppo": [0]}
     assert unfinished == ["grpo-seed0", "ppo-seed1"]
 
 
 def test_logs_that_do_not_belong_together_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no finished run in .*launch/sweep.py --config=configs/study.py"):
+    with pytest.raises(ValueError, match="no finished run in .*searchr1_jax/sweep.py --config=configs/study.py"):
         finished_runs.read(tmp_path)
     _write(tmp_path, "ppo-seed0", em=0.9, rollout={"passages": 1})
     odd = _write(tmp_path, "ppo-seed1", em=0.9, rollout={"passages": 3})
@@ -164,9 +155,7 @@ def test_logs_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "mine-seed1").rename(tmp_path / "grpo-seed1")
     few = {"n": 100, "em": 0.9, "em_by_hops": {}, "searches": 1.0}
     (tmp_path / "grpo-seed1" / "eval" / "final-greedy.json").write_text(json.dumps(few))
-    with pytest.raises(
-        ValueError, match=r"evaluations are of \[100, 800\] questions; evaluate all on the same"
-    ):
+    with pytest.raises(ValueError, match=r"evaluations are of \[100, 800\] questions; evaluate all on the same"):
         finished_runs.read(tmp_path)
 
 
@@ -196,9 +185,7 @@ def written(tmp_path, monkeypatch):
         _write(runs, name, em=em)
     (runs / "rloo-seed0" / "config.json").unlink()
     (runs / "_base-12345678").mkdir()
-    (runs / "_base-12345678" / "verbs.jsonl").write_text(
-        '{"verb": "sft", "seconds": 3600, "peak_memory_gb": 2}\n'
-    )
+    (runs / "_base-12345678" / "verbs.jsonl").write_text('{"verb": "sft", "seconds": 3600, "peak_memory_gb": 2}\n')
     (tmp_path / "README.md").write_text("before\n<!-- study -->\nold\n<!-- /study -->\nafter\n")
     monkeypatch.chdir(tmp_path)
     given = {"_WORKDIR": "runs", "_DOCUMENT": "docs/study.md", "_README": True}
@@ -230,14 +217,10 @@ def test_only_the_block_of_the_readme_changes(written):
     assert (written / "README.md").read_text() == "before\n<!-- study -->\nnew\n<!-- /study -->\nafter\n"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "<!-- /study --><!-- study -->", "<!-- study --><!-- study --><!-- /study -->"]
-)
+@pytest.mark.parametrize("text", ["", "<!-- /study --><!-- study -->", "<!-- study --><!-- study --><!-- /study -->"])
 def test_a_readme_without_its_marks_is_left_as_it_is(tmp_path, text):
     (path := tmp_path / "README.md").write_text(text)
-    with pytest.raises(
-        ValueError, match="README.md needs <!-- study --> and, after it, <!-- /study -->, once each"
-    ):
+    with pytest.raises(ValueError, match="README.md needs <!-- study --> and, after it, <!-- /study -->, once each"):
         study.update_block(path, "new")
     assert path.read_text() == text
 
@@ -245,6 +228,6 @@ def test_a_readme_without_its_marks_is_left_as_it_is(tmp_path, text):
 def test_a_band_holds_the_steps_that_all_runs_have():
     first = [{"step": 0, "em": 0.25}, {"step": 1}, {"step": 2, "em": 0.5}, {"step": 4, "em": 1.0}]
     second = [{"step": 0, "em": 0.75}, {"step": 1, "em": 0.3}, {"step": 2, "em": 0.5}]
-    assert report.band([first, second], "em") == report.Band(
+    assert curves.band([first, second], "em") == curves.Band(
         steps=[0, 2], mean=[0.5, 0.5], low=[0.25, 0.5], high=[0.75, 0.5]
     )

@@ -1,4 +1,4 @@
-"""launch/sweep.py, with verbs that only say they were asked, and once with the real ones."""
+"""searchr1_jax/sweep.py, with verbs that only say they were asked, and once with the real ones."""
 
 import json
 import os
@@ -14,9 +14,9 @@ from ml_collections import config_flags
 import pytest
 
 from configs import study as study_config
-from launch import sweep
-from searchr1_jax import finished_runs
-from searchr1_jax import metrics
+from searchr1_jax import sweep
+from searchr1_jax.run import metrics
+from searchr1_jax.sweeps import finished_runs
 
 ROOT = pathlib.Path(sweep.__file__).parent.parent
 PYTHON = sys.executable
@@ -39,7 +39,7 @@ echo "$run $verb ends" >> "$FAKE/asked"
 """
 PROGRAM = """
 import sys
-from launch import sweep
+from searchr1_jax import sweep
 sys.executable = sys.argv[1]
 sys.exit(sweep.main(sys.argv[2:]))
 """
@@ -130,11 +130,7 @@ def test_runs_go_through_the_verbs_each_in_its_directory_from_copies_of_one_base
     log = (place.workdir / "b.log").read_text()
     assert f"--config={place.config}:algorithm=grpo --config.seed=2 --model={b.parent} --name=base" in log
     out = capsys.readouterr().out.splitlines()
-    assert (
-        out[-1].startswith("b: ")
-        and "sampled 0.500 → 0.500; 1.00 searches" in out[-1]
-        and "(2 of 2)" in out[-1]
-    )
+    assert out[-1].startswith("b: ") and "sampled 0.500 → 0.500; 1.00 searches" in out[-1] and "(2 of 2)" in out[-1]
 
 
 def test_started_again_a_finished_sweep_runs_nothing(place, do):
@@ -349,10 +345,7 @@ def test_flags_say_what_the_overrides_said(place):
     )
     (entry,) = sweep.entries(place.config)
     assert _parsed(entry).to_dict() == entry.config.to_dict()
-    assert (
-        entry.config.data.train == ("a.jsonl", "b c.jsonl")
-        and entry.config.protocol.prompt == "Q: {question}\n"
-    )
+    assert entry.config.data.train == ("a.jsonl", "b c.jsonl") and entry.config.protocol.prompt == "Q: {question}\n"
 
 
 def test_the_study_has_the_methods_that_its_table_describes():
@@ -365,9 +358,7 @@ def test_the_study_has_the_methods_that_its_table_describes():
         assert _parsed(entry).to_dict() == entry.config.to_dict()
     assert seeds.keys() == finished_runs.METHODS.keys()
     assert seeds["ppo"] == [0, 1, 2, 3, 4] and seeds["grpo"] == seeds["unmasked"] == [0, 1, 2]
-    bases = {
-        e.name: sweep.base_of(e, pathlib.Path(study_config.__file__), study_config.get_config).name for e in found
-    }
+    bases = {e.name: sweep.base_of(e, pathlib.Path(study_config.__file__), study_config.get_config).name for e in found}
     alone = bases.pop("top_3-seed0")  # passages are part of what a base is taught
     assert len(set(bases.values())) == 1 and alone not in bases.values()
     samples = {e.name: e.config.rollout.samples for e in found if e.name.startswith("grpo")}
@@ -393,7 +384,7 @@ def test_a_real_run_stopped_while_it_trains_goes_on_to_its_end(tmp_path):
         f"    c.update_from_flattened_dict({TINY})\n    return c\n\n"
         "def sweep(add):\n    add('ppo-seed1', seed=1)\n"
     )
-    command = [PYTHON, "launch/sweep.py", f"--config={config}", f"--workdir={workdir}"]
+    command = [PYTHON, "searchr1_jax/sweep.py", f"--config={config}", f"--workdir={workdir}"]
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     env |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     pipes = dict(cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -410,7 +401,4 @@ def test_a_real_run_stopped_while_it_trains_goes_on_to_its_end(tmp_path):
     assert f"resuming after step {stopped} of 12" in log and log.count("--name=base") == 1
     found = finished_runs.read_run(run)
     assert found.seed == 1 and [row["step"] for row in found.rows] == list(range(13))
-    assert (
-        json.loads((run / "eval" / "final-greedy.json").read_text())["n"]
-        == found.evaluations["base-greedy"]["n"]
-    )
+    assert json.loads((run / "eval" / "final-greedy.json").read_text())["n"] == found.evaluations["base-greedy"]["n"]

@@ -18,23 +18,21 @@ from jax.experimental import topologies  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from configs import search_r1  # noqa: E402
-from searchr1_jax import parallel  # noqa: E402
-from searchr1_jax import setup  # noqa: E402
-from searchr1_jax import types  # noqa: E402
+from searchr1_jax.core import parallel  # noqa: E402
+from searchr1_jax.core import types  # noqa: E402
 from searchr1_jax.learning import update  # noqa: E402
 from searchr1_jax.models import config as model_config  # noqa: E402
 from searchr1_jax.models import decoder  # noqa: E402
 from searchr1_jax.rollout import hand_over  # noqa: E402
 from searchr1_jax.rollout import programs  # noqa: E402
+from searchr1_jax.run import setup  # noqa: E402
 from searchr1_jax.text import stop_table  # noqa: E402
 
 COMPUTE = decoder.Compute(dtype=jnp.bfloat16, remat=True, attention="splash")
 TOKENS = 4096  # of a row, and of a sequence that acts
 GIGABYTE = 1e9
 SEVEN_B = model_config.SIZES["qwen2.5-7b"]
-SHAPES = programs.Shapes(
-    slots=64, context=TOKENS, decode_tokens=32, extend_rows=8, extend_chunks=(64, 512), group=5
-)
+SHAPES = programs.Shapes(slots=64, context=TOKENS, decode_tokens=32, extend_rows=8, extend_chunks=(64, 512), group=5)
 
 
 def chips(topology: str):
@@ -47,15 +45,11 @@ def compiled(size: str, *, rows: int, tensor: int):
     with jax.set_mesh(parallel.make_mesh(data=1, fsdp=-1, tensor=tensor, devices=chips("v5e:4x4"))):
         graph, params = decoder.abstract(decoder.Policy, model_config.SIZES[size])
         layout = jax.sharding.NamedSharding(jax.sharding.get_mesh(), parallel.spec("batch", None))
-        ints, floats = (
-            jax.ShapeDtypeStruct((rows, TOKENS), d, sharding=layout) for d in (jnp.int32, jnp.float32)
-        )
+        ints, floats = (jax.ShapeDtypeStruct((rows, TOKENS), d, sharding=layout) for d in (jnp.int32, jnp.float32))
 
         def loss(params, token, position, segment, weight):
             policy = decoder.bind(graph, params)
-            logp, entropy = policy.token_statistics(
-                token, position, segment, COMPUTE, temperature=1.0, vocab_chunk=256
-            )
+            logp, entropy = policy.token_statistics(token, position, segment, COMPUTE, temperature=1.0, vocab_chunk=256)
             return jnp.sum(weight * (logp + 0.001 * entropy))
 
         gradient = jax.jit(jax.value_and_grad(loss))

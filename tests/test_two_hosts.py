@@ -13,7 +13,7 @@ import numpy as np
 import processes
 import pytest
 
-from searchr1_jax import metrics
+from searchr1_jax.run import metrics
 
 STEPS = 5
 CHANGES = {

@@ -21,17 +21,17 @@ import pytest
 import transformers
 
 from configs import quickstart
-from searchr1_jax import metrics
-from searchr1_jax import run_directory
-from searchr1_jax import search_engine
-from searchr1_jax import setup
 from searchr1_jax import train
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.retrieval import exact_index
 from searchr1_jax.rollout import episodes
+from searchr1_jax.run import metrics
+from searchr1_jax.run import retrievers
+from searchr1_jax.run import run_directory
+from searchr1_jax.run import setup
 from searchr1_jax.text import tokenizer
 
 ROOT = pathlib.Path(quickstart.__file__).parent.parent
@@ -181,9 +181,7 @@ def test_training_changes_the_policy_and_reports_every_step(undisturbed):
     assert (undisturbed / "learning_curve.png").stat().st_size > 1000
 
 
-def test_killed_at_three_moments_and_started_again_a_run_ends_with_the_same_numbers(
-    start, run, workdir, undisturbed
-):
+def test_killed_at_three_moments_and_started_again_a_run_ends_with_the_same_numbers(start, run, workdir, undisturbed):
     for step in (1, 2, 4):  # before there is a checkpoint, and while one is being written
         process = start("train", f"--workdir={workdir}")
         _signal_after(process, step, signal.SIGKILL)
@@ -207,7 +205,7 @@ def test_ctrl_c_ends_a_command_at_once_though_a_search_hangs(environment):
     command = """
 from concurrent import futures
 import time
-from searchr1_jax import command
+from searchr1_jax.run import command
 
 def main(argv):
     search = futures.ThreadPoolExecutor(1).submit(time.sleep, 60)
@@ -300,13 +298,9 @@ def test_a_published_checkpoint_is_judged_against_somebody_elses_server(run, wor
     results = json.loads((tmp_path / "eval" / "theirs-sampled.json").read_text())
     assert results["n"] == questions == sum(results["stop_reasons"].values()) and 0 <= results["em"] <= 1
     assert "exact match" in out and "theirs-sampled.json" in out
-    episodes = [
-        json.loads(line) for line in (tmp_path / "eval" / "theirs-sampled.jsonl").read_text().splitlines()
-    ]
+    episodes = [json.loads(line) for line in (tmp_path / "eval" / "theirs-sampled.jsonl").read_text().splitlines()]
     replies = [turn["reply"] for row in episodes for turn in row["turns"] if turn["event"] == "search"]
-    assert len(episodes) == questions and any(
-        "Mira Talon is a poet born in Kelu." in reply for reply in replies
-    )
+    assert len(episodes) == questions and any("Mira Talon is a poet born in Kelu." in reply for reply in replies)
     assert sum(len(request["queries"]) for _, request in seen) == 1 + sum(reply != "" for reply in replies)
 
 
@@ -359,9 +353,7 @@ def test_a_server_out_of_reach_is_reported_before_any_work(fails, world, tmp_pat
 
 
 def test_the_traceback_is_shown_on_demand(start, tmp_path):
-    _, err = start(
-        "train", f"--workdir={tmp_path}", "--config.rollout.temperature=0", "--traceback"
-    ).communicate()
+    _, err = start("train", f"--workdir={tmp_path}", "--config.rollout.temperature=0", "--traceback").communicate()
     assert "Traceback" in err and "ValueError: rollout.temperature" in err
 
 
@@ -370,18 +362,14 @@ def test_the_traceback_is_shown_on_demand(start, tmp_path):
 
 def test_free_keys_may_change_when_a_run_goes_on(tmp_path):
     run_directory.claim(_config(), tmp_path)
-    run_directory.check(
-        _config(**{"evaluation.every": 1, "checkpoint.keep": 5, "retriever.threads": 7}), tmp_path
-    )
+    run_directory.check(_config(**{"evaluation.every": 1, "checkpoint.keep": 5, "retriever.threads": 7}), tmp_path)
     with pytest.raises(ValueError, match=r"learner.row_tokens: \[128\] there, \[256\] now"):
         run_directory.check(_config(**{"learner.row_tokens": (256,)}), tmp_path)
 
 
 def test_more_steps_go_on_from_fewer_only_where_the_learning_rate_does_not_depend_on_them(tmp_path):
     run_directory.claim(_config(), tmp_path)
-    with pytest.raises(
-        ValueError, match="learner.steps: 6 there, 20 now"
-    ):  # its rate falls until the last step
+    with pytest.raises(ValueError, match="learner.steps: 6 there, 20 now"):  # its rate falls until the last step
         run_directory.check(_config(**{"learner.steps": 20}), tmp_path)
     constant = {"policy.final_share": 1.0}
     run_directory.claim(_config(**constant), tmp_path)
@@ -397,7 +385,7 @@ def test_a_broken_corpus_line_is_named(world, tmp_path):
     lines = (world / "corpus.jsonl").read_text().splitlines()
     (tmp_path / "corpus.jsonl").write_text("\n".join([*lines[:2], '{"id": "3", "contents', *lines[3:]]))
     with pytest.raises(ValueError, match="corpus.jsonl: 1 of 200 lines are not .*line 3: not JSON"):
-        search_engine.make(_config(), tmp_path)
+        retrievers.make(_config(), tmp_path)
 
 
 def test_a_question_that_leaves_no_room_for_a_turn_is_named(world):
@@ -408,9 +396,7 @@ def test_a_question_that_leaves_no_room_for_a_turn_is_named(world):
 
 
 def test_without_a_checkpoint_the_remedies_are_told(world, tmp_path, laptop):
-    with pytest.raises(
-        ValueError, match=r"holds steps \[\]; run python -m searchr1_jax.train first, .*--model"
-    ):
+    with pytest.raises(ValueError, match=r"holds steps \[\]; run python -m searchr1_jax.train first, .*--model"):
         setup.policy(_config(**{"model.path": str(world / "base")}), tmp_path)
 
 
@@ -419,16 +405,12 @@ def test_a_step_that_was_not_kept_is_refused_with_those_that_were(undisturbed, l
         setup.policy(_config(), undisturbed, step=2)
 
 
-def test_where_scann_has_no_wheel_the_exact_index_stands_in_and_asking_for_it_says_what_to_do(
-    world, monkeypatch
-):
+def test_where_scann_has_no_wheel_the_exact_index_stands_in_and_asking_for_it_says_what_to_do(world, monkeypatch):
     for module in [name for name in sys.modules if name.partition(".")[0] == "scann"] + ["scann"]:
         monkeypatch.setitem(sys.modules, module, None)
-    assert isinstance(search_engine.make(_config(), world).ranker.index, exact_index.ExactIndex)
-    with pytest.raises(
-        ImportError, match='"scann" cannot be imported here; .* set retriever.index = "exact"'
-    ):
-        search_engine.make(_config(**{"retriever.index": "scann"}), world)
+    assert isinstance(retrievers.make(_config(), world).ranker.index, exact_index.ExactIndex)
+    with pytest.raises(ImportError, match='"scann" cannot be imported here; .* set retriever.index = "exact"'):
+        retrievers.make(_config(**{"retriever.index": "scann"}), world)
 
 
 class _RolloutThatLosesItsServer:
@@ -454,10 +436,6 @@ def test_a_search_that_fails_for_good_stops_the_run_and_saves_the_episodes_that_
 
 
 def test_a_server_out_of_reach_is_a_retrieval_error_that_names_it(tmp_path):
-    config = _config(
-        **{"retriever.url": "http://127.0.0.1:9", "retriever.attempts": 2, "retriever.backoff_s": 0.01}
-    )
-    with pytest.raises(
-        retrieval.RetrievalError, match="failed after 2 attempts: http://127.0.0.1:9/retrieve"
-    ):
-        search_engine.make(config, tmp_path)
+    config = _config(**{"retriever.url": "http://127.0.0.1:9", "retriever.attempts": 2, "retriever.backoff_s": 0.01})
+    with pytest.raises(retrieval.RetrievalError, match="failed after 2 attempts: http://127.0.0.1:9/retrieve"):
+        retrievers.make(config, tmp_path)

@@ -60,7 +60,7 @@ def make(directory: pathlib.Path, size: str, dtype: str) -> int:
     import jax
     import numpy as np
 
-    from searchr1_jax import parallel
+    from searchr1_jax.core import parallel
     from searchr1_jax.models import config
     from searchr1_jax.models import decoder
     from searchr1_jax.models import hf
@@ -97,7 +97,7 @@ def load(directory: pathlib.Path, dtype: str, output: pathlib.Path | None = None
     import jax
     import numpy as np
 
-    from searchr1_jax import parallel
+    from searchr1_jax.core import parallel
     from searchr1_jax.models import hf
 
     with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])):
@@ -139,9 +139,7 @@ def measure(size: str, dtype: str, repeats: int, directory: pathlib.Path) -> dic
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="llama-3.2-1b")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3)

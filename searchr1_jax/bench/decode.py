@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from rich import console as rich_console
 
-from searchr1_jax import parallel
 from searchr1_jax.bench import hugging_face
+from searchr1_jax.core import parallel
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.rollout import engine as engine_lib
@@ -76,8 +76,7 @@ def measure(repeats: int, *, torch: bool) -> dict[str, float]:
     sizes = {"rows": ROWS, "prompt": PROMPT, "new": NEW}
     engines = {c: make_engine(MODEL, params, context=c, **sizes) for c in CONTEXTS}
     writers = {
-        f"tokens_per_s_{context}": lambda engine=engine: write(engine, prompts)
-        for context, engine in engines.items()
+        f"tokens_per_s_{context}": lambda engine=engine: write(engine, prompts) for context, engine in engines.items()
     }
     if torch:
         model = hugging_face.Model(MODEL, params)
@@ -94,9 +93,7 @@ def measure(repeats: int, *, torch: bool) -> dict[str, float]:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--torch", action="store_true")
     parser.add_argument("--json", action="store_true")

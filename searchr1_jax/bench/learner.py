@@ -39,11 +39,11 @@ import numpy as np
 from rich import console as rich_console
 from rich import table as rich_table
 
-from searchr1_jax import minibatches
-from searchr1_jax import parallel
-from searchr1_jax import types
 from searchr1_jax.bench import decode
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
 from searchr1_jax.data import packing
+from searchr1_jax.learning import minibatches
 from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
@@ -329,18 +329,13 @@ class GRPO:
         for question, (*known, last) in enumerate(prompts.tolist()):
             slots = tuple(range(question * s.samples, (question + 1) * s.samples))
             identities = tuple((0, 0, question, sample) for sample in range(s.samples))
-            rows.append(
-                engine_lib.Row(slots=slots, tokens=known, start=0, pending=last, identities=identities)
-            )
+            rows.append(engine_lib.Row(slots=slots, tokens=known, start=0, pending=last, identities=identities))
         engine.extend(rows, s.prompt)
         written = engine.read(engine.decode(sampling.Decoding(), leave_at=engine.shapes.slots))
         tokens = np.concatenate([np.repeat(prompts, s.samples, axis=0), written.tokens], axis=1)
         logp = np.pad(written.logp, ((0, 0), (s.prompt, 0)))
         sampled = np.arange(s.prompt + s.new) >= s.prompt
-        return [
-            _trajectory(*divmod(slot, s.samples), tokens[slot], sampled, logp[slot])
-            for slot in range(len(tokens))
-        ]
+        return [_trajectory(*divmod(slot, s.samples), tokens[slot], sampled, logp[slot]) for slot in range(len(tokens))]
 
     def learn(self, these: list[types.Trajectory]) -> dict[str, float]:
         """One update from trajectories of which every other one is rewarded; its statistics."""
@@ -363,22 +358,16 @@ def step_figures(s: Step, *, repeats: int, seed: int) -> dict[str, float]:
     return {f"grpo_{name}_s": statistics.median(s) for name, s in interleaved(repeats, **runs).items()}
 
 
-def measure(
-    packing_: Packing, projection: Projection, step: Step, *, repeats: int, seed: int
-) -> dict[str, float]:
+def measure(packing_: Packing, projection: Projection, step: Step, *, repeats: int, seed: int) -> dict[str, float]:
     """All figures."""
     options = {"repeats": repeats, "seed": seed}
     return (
-        packing_figures(packing_, **options)
-        | projection_figures(projection, **options)
-        | step_figures(step, **options)
+        packing_figures(packing_, **options) | projection_figures(projection, **options) | step_figures(step, **options)
     )
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")

@@ -42,9 +42,7 @@ class Cached(episodes.Rollout):
     schedule = _CachedRun
 
     def run(self, tasks, decoding, *, seed, step):
-        run = self.schedule(
-            self._engine, self._environment, self._tokenizer, self._limits, decoding, (seed, step)
-        )
+        run = self.schedule(self._engine, self._environment, self._tokenizer, self._limits, decoding, (seed, step))
         self.counts = run.counts
         yield from run.episodes(tasks)
 

@@ -40,10 +40,10 @@ import jax.numpy as jnp
 from rich import console as rich_console
 from rich import table as rich_table
 
-from searchr1_jax import parallel
 from searchr1_jax.bench import hugging_face
 from searchr1_jax.bench import lockstep
 from searchr1_jax.bench import workload as workload_lib
+from searchr1_jax.core import parallel
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.rollout import episodes
@@ -60,9 +60,7 @@ MAX_TURN_TOKENS = 500  # the budget that the reference decodes
 WARM_UP = 4  # trajectories
 DECODED = 64  # tokens a slot of the comparison of plain decoding
 
-OURS = programs.Shapes(
-    slots=16, context=2_048, decode_tokens=4, extend_rows=1, extend_chunks=(64, 128), group=1
-)
+OURS = programs.Shapes(slots=16, context=2_048, decode_tokens=4, extend_rows=1, extend_chunks=(64, 128), group=1)
 LOCKSTEP = dataclasses.replace(OURS, decode_tokens=256)
 
 
@@ -113,9 +111,7 @@ class Bench:
         """Programs so far."""
         return self.ours.compiled + self.lockstep.compiled
 
-    def play(
-        self, kind: type[episodes.Rollout], *, share: slice = slice(None), budget: int | None = None
-    ) -> Played:
+    def play(self, kind: type[episodes.Rollout], *, share: slice = slice(None), budget: int | None = None) -> Played:
         """Runs a schedule over a share of the trajectories.
 
         Raises:
@@ -124,9 +120,7 @@ class Bench:
         engine = self.ours if kind is episodes.Rollout else self.lockstep
         engine.reset()
         engine.budget = budget
-        rollout = kind(
-            engine, workload_lib.Library(self.workload), workload_lib.Words(), self.workload.limits()
-        )
+        rollout = kind(engine, workload_lib.Library(self.workload), workload_lib.Words(), self.workload.limits())
         began = time.perf_counter()
         running = rollout.run(self.workload.tasks()[share], sampling.Decoding(), seed=0, step=0)
         trajectories = list(running)
@@ -251,9 +245,7 @@ def _table(runs: dict[str, list[Played]]) -> rich_table.Table:
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--torch", action="store_true")

@@ -19,8 +19,8 @@ import time
 import jax
 import numpy as np
 
-from searchr1_jax import parallel
-from searchr1_jax import types
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
@@ -84,9 +84,7 @@ class Workload:
 
     def tasks(self) -> list[episodes.Task]:
         """One for each trajectory, as if each were a question of its own."""
-        examples = [
-            types.QAExample(id=f"{i}", question="", golden_answers=()) for i in range(len(self.prompts))
-        ]
+        examples = [types.QAExample(id=f"{i}", question="", golden_answers=()) for i in range(len(self.prompts))]
         return [
             episodes.Task(example=example, prompt=prompt, samples=1)
             for example, prompt in zip(examples, self.prompts, strict=True)

@@ -37,9 +37,9 @@ import re
 
 import numpy as np
 
-from searchr1_jax import types
-from searchr1_jax.data import distractors
-from searchr1_jax.data import world as world_lib
+from searchr1_jax.core import types
+from searchr1_jax.data.invented import distractors
+from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import tokenizer as tokenizer_lib
 from searchr1_jax.text import transcript
@@ -239,9 +239,7 @@ def _as_sampled(row: dict, context: int) -> tuple[types.Trajectory, np.ndarray]:
 
 
 def _example(row: dict) -> types.QAExample:
-    return types.QAExample(
-        id=row["id"], question=row["question"], golden_answers=tuple(row["golden_answers"])
-    )
+    return types.QAExample(id=row["id"], question=row["question"], golden_answers=tuple(row["golden_answers"]))
 
 
 def _check_length(row: dict, tokens: Sequence[int], context: int) -> None:
@@ -344,9 +342,7 @@ def _check_tokens(tokens: list, sampled: list, vocab_size: int) -> None:
             f"token {outside[0]} is not of the model's {vocab_size}; train the model that wrote it (sft.model)"
         )
     if len(sampled) != len(tokens) or any(one not in (0, 1) for one in sampled):
-        raise ValueError(
-            f"sampled does not fit the {len(tokens)} tokens; write 1 for each of the policy's, else 0"
-        )
+        raise ValueError(f"sampled does not fit the {len(tokens)} tokens; write 1 for each of the policy's, else 0")
 
 
 def _is_number(value) -> bool:

@@ -17,7 +17,7 @@ from typing import Sequence
 import jax
 import numpy as np
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 
 jax.tree_util.register_dataclass(
     types.Batch,
@@ -76,9 +76,7 @@ def pack(
     """
     rows = first_fit([len(t.tokens) for t in trajectories], row_tokens)
     if len(rows) > max_rows:
-        raise ValueError(
-            f"{len(trajectories)} trajectories fill {len(rows)} rows, more than the {max_rows} reserved"
-        )
+        raise ValueError(f"{len(trajectories)} trajectories fill {len(rows)} rows, more than the {max_rows} reserved")
     micro_batches = -(-max_rows // micro_batch_rows)
     shape = (micro_batches * micro_batch_rows, row_tokens)
     ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment", "position")}

@@ -27,7 +27,7 @@ import uuid
 import numpy as np
 import tensorflow_datasets as tfds
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 
 
 class SearchQA(tfds.core.GeneratorBasedBuilder):

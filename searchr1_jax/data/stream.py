@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 
 
 class QuestionStream:

@@ -17,22 +17,16 @@ class KLControl:
 
     def __post_init__(self):
         if self.coefficient < 0:
-            raise ValueError(
-                f"algorithm.kl_coefficient of {self.coefficient} rewards distance; set 0 or more"
-            )
+            raise ValueError(f"algorithm.kl_coefficient of {self.coefficient} rewards distance; set 0 or more")
         if self.target < 0:
-            raise ValueError(
-                f"algorithm.kl_target of {self.target} cannot be met; set more than 0, or 0 for none"
-            )
+            raise ValueError(f"algorithm.kl_target of {self.target} cannot be met; set more than 0, or 0 for none")
         if self.target and not self.coefficient:
             raise ValueError(
                 "algorithm.kl_coefficient of 0 stays 0, as it adapts by factors; set a start above 0,"
                 " or algorithm.kl_target to 0"
             )
         if self.target and self.horizon < 1:
-            raise ValueError(
-                f"algorithm.kl_horizon of {self.horizon} is no number of trajectories; set 1 or more"
-            )
+            raise ValueError(f"algorithm.kl_horizon of {self.horizon} is no number of trajectories; set 1 or more")
 
     def next(self, coefficient: float, kl: float, trajectories: int) -> float:
         """β after a step, a proportional controller in log space (Ziegler et al., 2019, section 2.2).

@@ -72,9 +72,7 @@ def segment_mean(x_BT, mask_BT, segment_BT):
 
     def moved(x, by):
         """x[t + by] at t, and 0 beyond the row."""
-        return jax.lax.dynamic_slice_in_dim(
-            jnp.pad(x, ((0, 0), (length, length))), length + by, length, axis=1
-        )
+        return jax.lax.dynamic_slice_in_dim(jnp.pad(x, ((0, 0), (length, length))), length + by, length, axis=1)
 
     def gather(sums, reach):
         same = segment_BT == moved(segment_BT, -reach)

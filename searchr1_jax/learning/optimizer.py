@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

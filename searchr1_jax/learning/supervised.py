@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.learning import losses
 from searchr1_jax.learning import optimizer
 from searchr1_jax.models import config as model_config

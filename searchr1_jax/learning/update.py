@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from searchr1_jax import parallel
-from searchr1_jax import types
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
 from searchr1_jax.learning import advantages
 from searchr1_jax.learning import losses
 from searchr1_jax.learning import optimizer
@@ -48,9 +48,7 @@ class UpdateConfig:
     clip_low: float  # the policy's ratio counts from 1 - clip_low …
     clip_high: float  # … to 1 + clip_high
     dual_clip: float  # of PPO's loss where the advantage is negative; 0: none
-    importance_cap: (
-        float  # of the truncated ratio of learner to sampler that weighs a token; 0: no such weight
-    )
+    importance_cap: float  # of the truncated ratio of learner to sampler that weighs a token; 0: no such weight
     value_clip: float
     has_reference: bool
     kl_in: str  # of KL_PLACES
@@ -127,9 +125,7 @@ class Learner:
         Raises:
           ValueError: where an optimizer is to wait in a host memory that there is not.
         """
-        start = lambda config, params: (
-            None if params is None else jax.jit(config.transformation().init)(params)
-        )
+        start = lambda config, params: None if params is None else jax.jit(config.transformation().init)(params)
         c = self.config
         optimizers = start(c.policy_optimizer, policy), start(c.value_optimizer, value)
         return self._optimizers_wait(TrainState(policy, optimizers[0], value, optimizers[1]))
@@ -337,9 +333,7 @@ class Learner:
 
 
 def _move_optimizers(state: TrainState, move: Callable[[Any], Any]) -> TrainState:
-    return state._replace(
-        policy_optimizer=move(state.policy_optimizer), value_optimizer=move(state.value_optimizer)
-    )
+    return state._replace(policy_optimizer=move(state.policy_optimizer), value_optimizer=move(state.value_optimizer))
 
 
 def _within(mask, tree):

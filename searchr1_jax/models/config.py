@@ -133,9 +133,7 @@ def _refuse(config: dict[str, Any], family: Family, rope_type: str) -> None:
     }
     refused = [f"{name} {value!r}" for name, value in asked.items() if value is not None]
     if refused:
-        raise ValueError(
-            f"config.json asks for {', '.join(refused)}, not implemented; use a checkpoint without it"
-        )
+        raise ValueError(f"config.json asks for {', '.join(refused)}, not implemented; use a checkpoint without it")
 
 
 def to_hf(config: ModelConfig, *, dtype: str, eos_token_id: int | None = None) -> dict[str, Any]:
@@ -191,9 +189,7 @@ def _qwen3(width, layers, heads, kv_heads, mlp_width, *, tied=False) -> ModelCon
 
 
 def _llama3(width, layers, heads, kv_heads, mlp_width, *, factor, tied=False) -> ModelConfig:
-    scaling = RopeScaling(
-        factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8_192
-    )
+    scaling = RopeScaling(factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=8_192)
     return ModelConfig(
         family="llama", vocab_size=128_256, width=width, layers=layers, heads=heads, kv_heads=kv_heads,
         head_dim=width // heads, mlp_width=mlp_width, rope_theta=5e5, rope_scaling=scaling, norm_eps=1e-5,

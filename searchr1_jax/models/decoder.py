@@ -20,7 +20,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import attention
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import layers
@@ -198,9 +198,7 @@ class Policy(Weights):
         before_BTD = self.decoder.packed(token_BT, position_BT, segment_BT, compute)
         batch, time, width = before_BTD.shape
         if time % vocab_chunk:
-            raise ValueError(
-                f"rows of {time} tokens are not whole chunks of {vocab_chunk}; set learner.vocab_chunk"
-            )
+            raise ValueError(f"rows of {time} tokens are not whole chunks of {vocab_chunk}; set learner.vocab_chunk")
         head_VD = self.output_embedding(compute.dtype)
         chunked = (batch, time // vocab_chunk, vocab_chunk)
 
@@ -210,9 +208,7 @@ class Policy(Weights):
             logits = logits / temperature
             normaliser = jax.nn.logsumexp(logits, axis=-1)
             # A mask instead of a gather: each shard of the vocabulary looks at its own part.
-            chosen = jax.lax.broadcasted_iota(
-                jnp.int32, logits.shape, 2, out_sharding=jax.typeof(logits).sharding.spec
-            )
+            chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=jax.typeof(logits).sharding.spec)
             chosen = jnp.sum(jnp.where(chosen == token_BC[..., None], logits, 0.0), axis=-1)
             expected = jnp.sum(jnp.exp(logits - normaliser[..., None]) * logits, axis=-1)
             return chosen - normaliser, normaliser - expected

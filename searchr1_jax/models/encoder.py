@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 from searchr1_jax.models import layers
 from searchr1_jax.models import tensor_files
@@ -282,9 +282,7 @@ class PairModel(Body):
         declare("classifier", shape=(1, d), axes=(None, "norm"), initialiser=zeros)
         declare("classifier_bias", shape=(1,), axes=("norm",), initialiser=zeros)
 
-    def __call__(
-        self, token_BT: jax.Array, type_BT: jax.Array, length_B: jax.Array, *, dtype: jnp.dtype
-    ) -> jax.Array:
+    def __call__(self, token_BT: jax.Array, type_BT: jax.Array, length_B: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
         """float32[B], the logit."""
         first_BD = self.hidden(token_BT, type_BT, length_B, dtype)[:, 0]
         pooled_BD = jnp.tanh(_einsum("BD,ED->BE", first_BD, self.use("pooler", dtype)) + self.use("pooler_bias", dtype))
@@ -297,9 +295,7 @@ def token_mask(time: int, length_B: jax.Array) -> jax.Array:
     return jnp.arange(time) < length_B[:, None]
 
 
-def load(
-    directory: str | pathlib.Path, *, kind: type = TextModel, dtype: jnp.dtype = jnp.float32
-) -> decoder.Params:
+def load(directory: str | pathlib.Path, *, kind: type = TextModel, dtype: jnp.dtype = jnp.float32) -> decoder.Params:
     """The weights of a directory, on the mesh in use.
 
     Tensors are found with and without the prefix "bert."; heads that `kind` does not have are left alone.

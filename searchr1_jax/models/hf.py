@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import tensor_files
@@ -116,9 +116,7 @@ def read_config(directory: str | pathlib.Path) -> model_config.ModelConfig:
     """
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
-        raise ValueError(
-            f"{directory} is no Hugging Face model directory: it has no config.json; set model.path"
-        )
+        raise ValueError(f"{directory} is no Hugging Face model directory: it has no config.json; set model.path")
     try:
         return model_config.from_hf(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
@@ -164,9 +162,7 @@ def load(
     return jax.tree_util.tree_map_with_path(parameter, abstract)
 
 
-def _read(
-    where, name: str, target: jax.ShapeDtypeStruct, index: tuple[slice, ...], stacked: bool
-) -> np.ndarray:
+def _read(where, name: str, target: jax.ShapeDtypeStruct, index: tuple[slice, ...], stacked: bool) -> np.ndarray:
     """The slice of a parameter, layer by layer in a few threads: reading lets go of the interpreter."""
     dims, part = target.shape[stacked:], index[stacked:]
     shape = [len(range(size)[cut]) for size, cut in zip(dims, part, strict=True)]
@@ -206,9 +202,7 @@ def _check(directory, config, kind, abstract, where) -> None:
     faults += [f"unexpected {name}" for name in sorted(set(where) - set(expected) - allowed)]
     for name, tensor in expected.items():
         if name in where and where[name].shape != tensor.shape:
-            faults.append(
-                f"{name} has shape {list(where[name].shape)}, config.json says {list(tensor.shape)}"
-            )
+            faults.append(f"{name} has shape {list(where[name].shape)}, config.json says {list(tensor.shape)}")
     if faults:
         raise ValueError(f"{directory} does not hold the model of its config.json: " + "; ".join(faults))
 

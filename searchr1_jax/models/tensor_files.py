@@ -104,9 +104,7 @@ def _header(file: pathlib.Path, without: Collection[str]) -> dict[str, StoredTen
     found = {}
     for name, (stored, shape, begin, end) in entries.items():
         if 8 + length + end > size:
-            raise ValueError(
-                f"{file} is truncated: {name} ends at byte {8 + length + end} of {size}; {remedy}"
-            )
+            raise ValueError(f"{file} is truncated: {name} ends at byte {8 + length + end} of {size}; {remedy}")
         if stored not in _DTYPES:
             raise ValueError(f"{file}: {name} is {stored}; convert it to one of {list(_DTYPES)}")
         dtype = _DTYPES[stored]
@@ -145,11 +143,7 @@ def write(
         room -= size
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-        name = (
-            "model.safetensors"
-            if len(shards) == 1
-            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= {tensor[0]: name for tensor in shard}
         _write_file(directory / name, shard, produce)
     if len(shards) > 1:

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 
 
 class Retriever(Protocol):

@@ -213,9 +213,7 @@ def finish(
         index = scann_index.ScannIndex.load(directory / "scann")
         encoded = encoder.encode(list(queries), "query")
         tell = lambda rows: progress("measuring", rows, len(vectors))
-        measured = scann_tuning.tune(
-            index, vectors, encoded, k=3, target_recall=recipe.target_recall, progress=tell
-        )
+        measured = scann_tuning.tune(index, vectors, encoded, k=3, target_recall=recipe.target_recall, progress=tell)
         manifest["parts"]["scann"] = dataclasses.asdict(measured)
     if "bm25" in recipe.parts:
         if not (directory / "bm25").exists():

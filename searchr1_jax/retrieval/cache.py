@@ -18,7 +18,7 @@ import sqlite3
 import threading
 from typing import Literal
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 
 _FORMAT = "1"

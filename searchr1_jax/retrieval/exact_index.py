@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.retrieval import base
 
 BLOCK = 16  # queries scored together; the last block is filled up with zeros
@@ -45,9 +45,7 @@ class ExactIndex:
     Raises: ValueError when the vectors are not finite or there are none, or the dtype is another.
     """
 
-    def __init__(
-        self, vectors: np.ndarray, *, devices: Sequence[jax.Device] | None = None, dtype: Dtype = "float32"
-    ):
+    def __init__(self, vectors: np.ndarray, *, devices: Sequence[jax.Device] | None = None, dtype: Dtype = "float32"):
         check_matrix(vectors)
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; set it to one of {', '.join(map(repr, DTYPES))}")
@@ -73,9 +71,7 @@ class ExactIndex:
         vectors = np.pad(vectors, ((0, -count % BLOCK), (0, 0)))
         program_k = min(1 << (k - 1).bit_length(), self._chunk_rows * len(self._chunks))
         with jax.set_mesh(self._mesh):
-            found = [
-                self._search_block(vectors[start : start + BLOCK], program_k) for start in range(0, count, BLOCK)
-            ]
+            found = [self._search_block(vectors[start : start + BLOCK], program_k) for start in range(0, count, BLOCK)]
         rows = np.full((len(vectors), k), -1, dtype=np.int64)
         scores = np.full((len(vectors), k), -np.inf, dtype=np.float32)
         kept = min(k, self._rows)
@@ -119,9 +115,7 @@ class ExactIndex:
             padded[: len(mine)] = mine
             return padded
 
-        rows = jax.make_array_from_callback(
-            (devices * length, self._dimensions), self._split("batch", None), part
-        )
+        rows = jax.make_array_from_callback((devices * length, self._dimensions), self._split("batch", None), part)
         return rows, jax.device_put(scales, self._split("batch")), jax.device_put(firsts, self._split("batch"))
 
     def _split(self, *axes: str | None) -> jax.sharding.NamedSharding:
@@ -158,9 +152,7 @@ def _better(
     along, best = parallel.spec("batch"), parallel.spec(None, "batch")
     return jax.shard_map(
         on_a_device,
-        in_specs=(
-            best, best, parallel.spec("batch", None), along, along, parallel.spec(None, None), parallel.spec()
-        ),
+        in_specs=(best, best, parallel.spec("batch", None), along, along, parallel.spec(None, None), parallel.spec()),
         out_specs=(best, best),
         check_vma=False,
     )(*so_far, vectors_ND, scales_N, firsts, queries_QD, jnp.asarray(rows, jnp.int32))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import corpus as corpora
 from searchr1_jax.retrieval import embed

@@ -20,7 +20,7 @@ import html
 import os
 from typing import Any
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import remote
 
@@ -93,9 +93,7 @@ class OnlineRetriever:
     Raises: ValueError naming an engine that does not exist, or an environment variable that is not set.
     """
 
-    def __init__(
-        self, engine: str, *, timeout_s: float, attempts: int, backoff_s: float, url: str | None = None
-    ):
+    def __init__(self, engine: str, *, timeout_s: float, attempts: int, backoff_s: float, url: str | None = None):
         if engine not in ENGINES:
             known = ", ".join(map(repr, ENGINES))
             raise ValueError(f"the online search engine is {engine!r}; set it to one of {known}")

@@ -1,7 +1,7 @@
 """Rows of a corpus for queries: by vectors, and several ways together.
 
-    queries ─ encoder ─▶ vectors ─ index ─▶ rows, scores                        ByVectors
-    queries ─▶ each ranker's best ─ reciprocal rank fusion ─▶ rows, scores      Fused
+queries ─ encoder ─▶ vectors ─ index ─▶ rows, scores                        ByVectors
+queries ─▶ each ranker's best ─ reciprocal rank fusion ─▶ rows, scores      Fused
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ import urllib.parse
 import requests
 import urllib3.exceptions
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 
 T = TypeVar("T")

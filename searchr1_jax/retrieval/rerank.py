@@ -1,6 +1,6 @@
 """A second, closer look: a cross-encoder reads the query and a passage together and says how well they fit.
 
-    queries ─ ranker ─▶ its best candidates ─ corpus ─▶ (query, passage) pairs ─ CrossEncoder ─▶ the best k of them
+queries ─ ranker ─▶ its best candidates ─ corpus ─▶ (query, passage) pairs ─ CrossEncoder ─▶ the best k of them
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a ScaNN index will take of memory and disk, before it is built.
 
-    rows, dimensions, Settings ─▶ Plan        memory to build in ─▶ rows of a shard
+rows, dimensions, Settings ─▶ Plan        memory to build in ─▶ rows of a shard
 """
 
 from __future__ import annotations

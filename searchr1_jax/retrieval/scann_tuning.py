@@ -1,7 +1,7 @@
 """How thoroughly a ScaNN index has to be searched to find enough, measured against exact search.
 
-    queries ─ exact_index.top_k ─▶ truth
-        └──── ScannIndex.searching(leaves, depth) ─▶ recall, queries/s ─▶ the fastest that reaches the target
+queries ─ exact_index.top_k ─▶ truth
+    └──── ScannIndex.searching(leaves, depth) ─▶ recall, queries/s ─▶ the fastest that reaches the target
 """
 
 from __future__ import annotations

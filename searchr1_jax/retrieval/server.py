@@ -36,7 +36,7 @@ from starlette import responses
 from starlette import routing
 import uvicorn
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import server_metrics
 
@@ -106,9 +106,7 @@ def serve(
         raise application.state.broken
 
 
-def app(
-    retriever: base.Retriever, settings: Settings, info: Mapping[str, Any] | None = None
-) -> applications.Starlette:
+def app(retriever: base.Retriever, settings: Settings, info: Mapping[str, Any] | None = None) -> applications.Starlette:
     """Returns the application, which warms the retriever up when it starts; see `serve`."""
     service = _Service(retriever, settings, dict(info or {}))
     application = applications.Starlette(
@@ -291,7 +289,7 @@ class _Search:
 class _Searches:
     """The queue and the threads behind it. All but the retriever's calls runs on the event loop, without locks.
 
-        waiting   a k=3  b k=3  c k=5  d k=3   ─▶  batches   [a b d]  [c]
+    waiting   a k=3  b k=3  c k=5  d k=3   ─▶  batches   [a b d]  [c]
     """
 
     def __init__(self, retriever: base.Retriever, settings: Settings, metrics: server_metrics.ServerMetrics):

@@ -1,7 +1,7 @@
 """What the retrieval server tells of itself, in the text format of Prometheus.
 
-    POST /retrieve ─ status, queries, seconds ─▶ ServerMetrics ─ text ─▶ GET /metrics
-    batches        ─ queries ─────────────────▶
+POST /retrieve ─ status, queries, seconds ─▶ ServerMetrics ─ text ─▶ GET /metrics
+batches        ─ queries ─────────────────▶
 """
 
 from __future__ import annotations

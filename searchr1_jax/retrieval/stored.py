@@ -55,9 +55,7 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
         )
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {manifest.get('format')}, and this version reads {FORMAT}; build it again"
-        )
+        raise ValueError(f"{path} has format {manifest.get('format')}, and this version reads {FORMAT}; build it again")
     return manifest
 
 

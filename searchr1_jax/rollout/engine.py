@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.rollout import hand_over
@@ -33,9 +33,7 @@ class Row:
     tokens: list[int]  # at most the chunk; the last chunk of an append leaves out the sequence's last token
     start: int
     pending: int | None = None  # with the last chunk: the sequence's last token; the slots then run
-    identities: tuple[
-        tuple[int, int, int, int], ...
-    ] = ()  # (seed, step, question, sample) where episodes begin
+    identities: tuple[tuple[int, int, int, int], ...] = ()  # (seed, step, question, sample) where episodes begin
 
 
 class Engine:
@@ -63,9 +61,7 @@ class Engine:
         self._hand_over = hand_over.HandOver(config, hosts=hosts, actor=self.mesh, dtype=dtype)
         weights = parallel.device_bytes(self._hand_over.params)
         with jax.set_mesh(self.mesh):
-            self._programs = programs.Programs(
-                config, shapes, stops, max_turn_tokens=max_turn_tokens, dtype=dtype
-            )
+            self._programs = programs.Programs(config, shapes, stops, max_turn_tokens=max_turn_tokens, dtype=dtype)
             check_memory(
                 weights,
                 parallel.device_bytes(self._programs.abstract_state()),

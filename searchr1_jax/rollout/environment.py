@@ -15,7 +15,7 @@ import functools
 import threading
 from typing import Any, Callable, Protocol
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import transcript

@@ -19,7 +19,7 @@ import zlib
 
 import numpy as np
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import environment as environment_lib
 from searchr1_jax.rollout import programs
@@ -278,9 +278,7 @@ class _Run:
 
     def collect(self, *, wait: bool) -> None:
         """Takes in the replies that have come, or waits for the next one."""
-        done, _ = futures.wait(
-            self.fetching, timeout=None if wait else 0, return_when=futures.FIRST_COMPLETED
-        )
+        done, _ = futures.wait(self.fetching, timeout=None if wait else 0, return_when=futures.FIRST_COMPLETED)
         for future in done:
             for (episode, _), reply in zip(self.fetching.pop(future), future.result(), strict=True):
                 self.reply(episode, reply)

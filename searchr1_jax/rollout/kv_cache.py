@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import config as model_config
 
 BLOCK = 64  # places that attention looks at together; 32 to 128 take as long on a CPU
@@ -84,9 +84,7 @@ def attention(cache: KVCache, layer, row_slots_RG, position_RT, q_RTNH, k_RTKH, 
 
             def cut(cache):
                 _, slots, heads, _, width = cache.shape
-                part = jax.lax.dynamic_slice(cache, (layer, 0, 0, first, 0), (1, slots, heads, size, width))[
-                    0
-                ]
+                part = jax.lax.dynamic_slice(cache, (layer, 0, 0, first, 0), (1, slots, heads, size, width))[0]
                 return mine(part if in_place else part[row_slots[:, 0]])
 
             return cut(keys), cut(values)
@@ -128,9 +126,7 @@ def attend_by_blocks(q_RTNH, block, position_RT, context: int) -> jax.Array:
         logits = jnp.where(seen, logits, MASKED)
         new = jnp.maximum(highest, jnp.max(logits, axis=-1))
         weights, kept = jnp.exp(logits - new[..., None]), jnp.exp(highest - new)
-        part = jnp.einsum(
-            "RKQC,RKCH->RKQH", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-        )
+        part = jnp.einsum("RKQC,RKCH->RKQH", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
         return new, total * kept + jnp.sum(weights, axis=-1), out * kept[..., None] + part
 
     zeros = jnp.zeros(q_RKQH.shape[:3], jnp.float32)

@@ -22,9 +22,7 @@ class Decoding:
 
     def __post_init__(self):
         if not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"top_p of {self.top_p} is no share of the probability; set it above 0 and up to 1 (all)"
-            )
+            raise ValueError(f"top_p of {self.top_p} is no share of the probability; set it above 0 and up to 1 (all)")
 
 
 def sample(logits_SV, key_S2, position_S, temperature, top_k, top_p) -> tuple[jax.Array, jax.Array]:
@@ -56,9 +54,7 @@ def sample(logits_SV, key_S2, position_S, temperature, top_k, top_p) -> tuple[ja
 
     noise = jax.vmap(gumbel)(key_S2, position_S)
     scores = jnp.where(greedy, logits_SV, allowed + noise)
-    index = jax.lax.broadcasted_iota(
-        jnp.int32, scores.shape, 1, out_sharding=jax.typeof(scores).sharding.spec
-    )
+    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1, out_sharding=jax.typeof(scores).sharding.spec)
     # The first of the highest; XLA's argmax takes ten times as long on a CPU.
     highest = jnp.max(scores, axis=-1, keepdims=True)
     token = jnp.min(jnp.where(scores == highest, index, vocabulary - 1), axis=-1)

@@ -13,7 +13,7 @@ from collections.abc import Sequence, Set
 import dataclasses
 import re
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 
 SEARCH = "search"
 ANSWER = "answer"

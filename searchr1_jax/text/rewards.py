@@ -19,7 +19,7 @@ import operator
 import re
 import string
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.text import protocol
 
 Reward = Callable[[types.Trajectory], float]
@@ -131,9 +131,7 @@ def retrieved(trajectory: types.Trajectory) -> bool:
 def repeated_queries(trajectory: types.Trajectory) -> int:
     """Answered searches whose normalised query was answered before in the episode."""
     queries = [
-        normalize_answer(turn.content)
-        for turn in trajectory.turns
-        if turn.event == protocol.SEARCH and turn.reply
+        normalize_answer(turn.content) for turn in trajectory.turns if turn.event == protocol.SEARCH and turn.reply
     ]
     return len(queries) - len(set(queries))
 
@@ -224,9 +222,7 @@ def _name_and_weight(term: str) -> tuple[str, float]:
     except ValueError:
         number = math.nan
     if not name or not math.isfinite(number):
-        raise ValueError(
-            f"reward.extra holds {term!r}; write name=weight with a finite weight, as in retrieved=0.1"
-        )
+        raise ValueError(f"reward.extra holds {term!r}; write name=weight with a finite weight, as in retrieved=0.1")
     return name, number
 
 

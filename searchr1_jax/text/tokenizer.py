@@ -116,9 +116,7 @@ class Tokenizer:
         """
         if self._hugging_face.chat_template:
             messages = [{"role": "user", "content": user_message}]
-            return self._hugging_face.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=False
-            )
+            return self._hugging_face.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         ids = self._plain.encode(user_message, add_special_tokens=True).ids
         return ids[:-1] if ids and ids[-1] in self.eos_ids else ids
 

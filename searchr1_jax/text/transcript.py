@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import tokenizer as tokenizer_lib
 

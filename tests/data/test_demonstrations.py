@@ -9,16 +9,14 @@ import json
 import numpy as np
 import pytest
 
-from searchr1_jax import evaluation
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.data import demonstrations
-from searchr1_jax.data import world as world_lib
+from searchr1_jax.data.invented import world as world_lib
+from searchr1_jax.run import evaluation
 from searchr1_jax.text import protocol as text_protocol
 
 SHARES = demonstrations.Mixture(right=0.3, guess=0.4, wrong_entity=0.2, stopped_early=0.1, guess_weight=0.25)
-BARE = text_protocol.Protocol(
-    prompt="{question}", correction="Again!", information="<i>{docs}</i>", passage="{text}"
-)
+BARE = text_protocol.Protocol(prompt="{question}", correction="Again!", information="<i>{docs}</i>", passage="{text}")
 MIRA = {"id": "7", "title": '"Mira"', "text": "Mira is from Kelu."}
 
 
@@ -54,10 +52,7 @@ def answer(text):
 
 def moves(row):
     """The row's segments in short: texts of turns, and titles of passages."""
-    return [
-        segment["turn"] if "turn" in segment else segment["passages"][0]["title"]
-        for segment in row["segments"]
-    ]
+    return [segment["turn"] if "turn" in segment else segment["passages"][0]["title"] for segment in row["segments"]]
 
 
 def title(name):
@@ -77,9 +72,7 @@ def test_a_round_of_drills_asks_for_each_move_of_each_question_once(questions, r
 
 def test_a_drill_holds_exactly_one_move_and_nothing_after_it(round_of_drills):
     for row in round_of_drills:
-        assert ["turn" in segment for segment in row["segments"]] == [False] * (len(row["segments"]) - 1) + [
-            True
-        ]
+        assert ["turn" in segment for segment in row["segments"]] == [False] * (len(row["segments"]) - 1) + [True]
 
 
 def test_drills_say_what_they_train(questions, round_of_drills):
@@ -206,9 +199,7 @@ def test_weights_stand_on_the_policys_tokens_and_the_contents_on_what_is_between
 def test_a_token_that_reaches_into_a_tag_is_the_tags(split_tokenizer):
     """` </` is one token of the closing tag's beginning, and so is `>` with the line break after it."""
     pieces = split_tokenizer.token_bytes()
-    trajectory, weights = to_trajectory(
-        split_tokenizer, {"turn": "<answer>\nJane Austen </answer>", "weight": 1.0}
-    )
+    trajectory, weights = to_trajectory(split_tokenizer, {"turn": "<answer>\nJane Austen </answer>", "weight": 1.0})
     cut = [(pieces[i].decode(), weight) for i, weight in zip(trajectory.tokens, weights, strict=True)]
     assert (">\n", 1.0) in cut and (" </", 1.0) in cut
     assert "".join(piece for piece, weight in cut if weight == 5) == "Jane Austen"
@@ -220,9 +211,7 @@ def test_a_letter_of_two_bytes_moves_no_weight(byte_tokenizer):
 
 
 def test_a_drills_passages_follow_the_prompt(tagged_tokenizer):
-    trajectory, weights = to_trajectory(
-        tagged_tokenizer, {"passages": [MIRA]}, {"turn": answer("Kelu"), "weight": 1.0}
-    )
+    trajectory, weights = to_trajectory(tagged_tokenizer, {"passages": [MIRA]}, {"turn": answer("Kelu"), "weight": 1.0})
     text = tagged_tokenizer.decode(trajectory.tokens)
     assert text == "Who's?<i>Mira is from Kelu.</i><answer> Kelu </answer>"
     assert (weights > 0).tolist() == trajectory.sampled.tolist()
@@ -262,9 +251,7 @@ PLAYED = {
 
 
 def write(path, *rows):
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8"
-    )
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
     return path
 
 
@@ -317,9 +304,7 @@ def test_a_trajectory_comes_back_token_by_token_as_it_was_written(tmp_path, byte
         np.testing.assert_array_equal(actual.pop(name), expected.pop(name), strict=True)
     assert actual == expected
     assert weights.dtype == np.float32 and weights.tolist() == [0, 0, 1, 1, 0, 1]
-    with pytest.raises(
-        ValueError, match="played.jsonl, line 1: .*6 tokens, .* context of 5; shorten it or raise"
-    ):
+    with pytest.raises(ValueError, match="played.jsonl, line 1: .*6 tokens, .* context of 5; shorten it or raise"):
         read(tmp_path / "played.jsonl", functools.partial(play, context=5))
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.data import packing
 
 
@@ -100,9 +100,7 @@ def test_values_of_trajectories_are_spread_over_their_masked_tokens():
     "trajectories, max_rows, reserved, used",
     [(1, 1, 1, 1), (1, 5, 3, 1), (2, 5, 3, 1), (3, 5, 3, 2), (5, 5, 3, 3), (4, 4, 2, 2), (0, 4, 2, 0)],
 )
-def test_micro_batches_are_reserved_for_all_rows_and_counted_where_used(
-    trajectories, max_rows, reserved, used
-):
+def test_micro_batches_are_reserved_for_all_rows_and_counted_where_used(trajectories, max_rows, reserved, used):
     batch = pack([C] * trajectories, [0.0] * trajectories, max_rows=max_rows)
     assert batch.tokens.shape == (reserved, 2, 8)
     assert batch.micro_batches == used
@@ -118,9 +116,7 @@ def test_rows_that_do_not_suffice_are_refused():
 
 
 def test_a_trajectory_longer_than_a_row_is_refused():
-    with pytest.raises(
-        ValueError, match="a trajectory of 6 tokens does not fit a row of 5; raise learner.row_tokens"
-    ):
+    with pytest.raises(ValueError, match="a trajectory of 6 tokens does not fit a row of 5; raise learner.row_tokens"):
         pack(row_tokens=5)
 
 
@@ -152,9 +148,7 @@ def test_every_token_of_every_trajectory_is_in_the_batch_once(seed):
         length = int(rng.integers(2, 30))
         prompt = int(rng.integers(1, length))
         sampled = (rng.random(length) < 0.6) & (np.arange(length) >= prompt)
-        trajectories.append(
-            trajectory(rng.integers(1, 99, length), sampled, prompt, -rng.random(length) * sampled)
-        )
+        trajectories.append(trajectory(rng.integers(1, 99, length), sampled, prompt, -rng.random(length) * sampled))
     batch = pack(trajectories, rng.random(17), row_tokens=32, micro_batch_rows=4, max_rows=17)
     for i, t in enumerate(trajectories):
         places = np.argwhere(batch.trajectory == i)

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.data import qa
-from searchr1_jax.data import world
+from searchr1_jax.data.invented import world
 
 ROW = {"id": "test_0", "question": "who?", "golden_answers": ["A"]}
 

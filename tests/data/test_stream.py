@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.data import stream
 
 

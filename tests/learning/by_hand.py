@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import slow_decoder
 
-from searchr1_jax import parallel
-from searchr1_jax import types
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
 from searchr1_jax.models import decoder
 
 # Tokens of the prompt, then by turns of the policy and of the environment.
@@ -70,9 +70,7 @@ def gae(reward, value, written, *, discount, trace_decay):
     delta = {t: reward[t] + discount * value_after.get(t, 0.0) - value[t] for t in written}
     advantage = np.zeros(len(reward))
     for i, t in enumerate(written):
-        advantage[t] = sum(
-            (discount * trace_decay) ** k * delta[later] for k, later in enumerate(written[i:])
-        )
+        advantage[t] = sum((discount * trace_decay) ** k * delta[later] for k, later in enumerate(written[i:]))
     return advantage
 
 
@@ -128,9 +126,7 @@ class Lesson:
     def padded(self, length: int) -> Lesson:
         """Zeros behind the last token, which a causal model does not see, so that one program serves all."""
         pad = lambda x: np.pad(x, (0, length - len(x)))
-        return Lesson(
-            *(pad(np.where(self.written, x, 0) if x.dtype.kind == "f" else x) for x in _fields(self))
-        )
+        return Lesson(*(pad(np.where(self.written, x, 0) if x.dtype.kind == "f" else x) for x in _fields(self)))
 
 
 def _fields(lesson: Lesson) -> list[np.ndarray]:
@@ -240,9 +236,7 @@ def assert_close(actual, expected, *, relative: float):
     """Every array of two trees agrees in norm, relative to the expected one."""
     actual, expected = jax.device_get((actual, expected))
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, a), e in zip(
-        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-    ):
+    for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         gap = np.linalg.norm(np.ravel(a - e)) / max(np.linalg.norm(np.ravel(e)), 1e-12)
         assert gap <= relative, f"{jax.tree_util.keystr(path)} is off by {gap:.2e}"
 
@@ -251,7 +245,5 @@ def assert_equal(actual, expected):
     """Two trees are equal to the last bit."""
     actual, expected = jax.device_get((actual, expected))
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for (path, a), e in zip(
-        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True
-    ):
+    for (path, a), e in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, e, err_msg=jax.tree_util.keystr(path))

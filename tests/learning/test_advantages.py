@@ -23,9 +23,7 @@ def _by_trajectory(formula, arrays, mask, segment, **constants):
     return expected
 
 
-@pytest.mark.parametrize(
-    "discount, trace_decay", [(1.0, 1.0), (1.0, 0.9), (0.95, 1.0), (0.9, 0.7), (1.0, 0.0)]
-)
+@pytest.mark.parametrize("discount, trace_decay", [(1.0, 1.0), (1.0, 0.9), (0.95, 1.0), (0.9, 0.7), (1.0, 0.0)])
 def test_gae_is_the_sum_over_the_written_tokens_of_each_packed_trajectory(rows, discount, trace_decay):
     reward, value, mask, segment = rows
     constants = dict(discount=discount, trace_decay=trace_decay)
@@ -61,9 +59,7 @@ def test_retrieved_tokens_between_two_turns_do_not_decay_a_reward():
 def test_returns_are_the_discounted_rewards_of_the_written_tokens_still_to_come(rows, discount):
     reward, _, mask, segment = rows
     expected = _by_trajectory(by_hand.returns, (reward,), mask, segment, discount=discount)
-    np.testing.assert_allclose(
-        advantages.returns(reward, mask, segment, discount=discount), expected, atol=2e-6
-    )
+    np.testing.assert_allclose(advantages.returns(reward, mask, segment, discount=discount), expected, atol=2e-6)
     spoilt = np.where(mask, reward, np.nan).astype(np.float32)
     actual = advantages.returns(spoilt, mask, segment, discount=discount)
     assert not np.any(np.asarray(actual)[~mask])

@@ -10,7 +10,7 @@ import meshes
 import numpy as np
 import pytest
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.learning import losses
 
 # ratio, advantage, loss, clipped, gradient of the loss by log-prob; ε = 0.2
@@ -289,9 +289,7 @@ def test_k3_stays_clamped_where_its_ratio_overflows():
 
 
 def test_k2_is_half_the_square():
-    np.testing.assert_array_equal(
-        losses.kl_k2(np.float32([-1, -3, -2]), np.float32([-2, -1, -2])), [0.5, 2, 0]
-    )
+    np.testing.assert_array_equal(losses.kl_k2(np.float32([-1, -3, -2]), np.float32([-2, -1, -2])), [0.5, 2, 0])
 
 
 P, Q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.5, 0.3])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.data import packing
 from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import supervised
@@ -66,9 +66,7 @@ def test_the_weights_change_as_that_losss_gradient_and_adamw_say(learner, params
     slow = by_hand.AdamW(params, CONFIG)
     graph = decoder.abstract(decoder.Policy, MODEL)[0]
     of_one = jax.jit(
-        jax.grad(
-            lambda p, tokens, weight: by_hand.weighted_loss(decoder.bind(graph, p), tokens, weight) / total
-        )
+        jax.grad(lambda p, tokens, weight: by_hand.weighted_loss(decoder.bind(graph, p), tokens, weight) / total)
     )
     pad = lambda x: np.pad(x, (0, ROW_TOKENS - len(x)))
     pieces = [of_one(params, pad(t.tokens), pad(w * t.sampled)) for t, w in zip(*demonstrations, strict=True)]

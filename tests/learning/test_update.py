@@ -13,13 +13,13 @@ import slow_decoder
 
 from configs import base
 from configs import presets
-from searchr1_jax import parallel
-from searchr1_jax import setup
 from searchr1_jax import train
+from searchr1_jax.core import parallel
 from searchr1_jax.data import packing
 from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import update
 from searchr1_jax.models import decoder
+from searchr1_jax.run import setup
 
 MODEL = slow_decoder.tiny_config(width=32)
 ROW_TOKENS, STEP = 32, 3
@@ -174,21 +174,16 @@ def lessons(rollout):
         received = -KL * (old - reference)
         received[written[-1]] += reward
         advantage = by_hand.gae(received, value, written, discount=c.discount, trace_decay=c.trace_decay)
-        everything.append(
-            by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage, value, advantage + value)
-        )
+        everything.append(by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage, value, advantage + value))
     pool = np.concatenate([lesson.advantage[lesson.written] for lesson in everything])
     whitened = [
-        dataclasses.replace(lesson, advantage=(lesson.advantage - pool.mean()) / pool.std())
-        for lesson in everything
+        dataclasses.replace(lesson, advantage=(lesson.advantage - pool.mean()) / pool.std()) for lesson in everything
     ]
     return [whitened[half] for half in rollout.halves]
 
 
 def test_scores_and_targets_are_those_of_a_slow_computation(result, rollout, lessons):
-    for host, scores, targets, mine in zip(
-        rollout.hosts, result.scores, result.targets, lessons, strict=True
-    ):
+    for host, scores, targets, mine in zip(rollout.hosts, result.scores, result.targets, lessons, strict=True):
         pairs = (
             (scores.logp, "old_logp"), (scores.reference_logp, "reference_logp"), (scores.value, "old_value"),
             (targets.advantage, "advantage"), (targets.returns, "returns"),
@@ -213,9 +208,7 @@ def test_a_ppo_rollout_changes_the_weights_as_the_papers_formulas_do(ppo, result
     c = ppo.config
     policy = by_hand.AdamW(rollout.policy, c.policy_optimizer)
     value = by_hand.AdamW(rollout.value, c.value_optimizer)
-    teach_policy = by_hand.Teacher(
-        by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], _slowly(c)
-    )
+    teach_policy = by_hand.Teacher(by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], _slowly(c))
     teach_value = by_hand.Teacher(by_hand.value_loss, decoder.abstract(decoder.Value, MODEL)[0], c)
     for mine, statistics in zip(lessons, result.updates, strict=True):
         loss, gradient = teach_policy(policy.params, mine, ROW_TOKENS)
@@ -262,9 +255,7 @@ def test_targets_take_nothing_from_tokens_that_the_policy_did_not_write(ppo, res
         )
         batches.append(_to_mesh(spoilt_batch))
         scores.append(_to_mesh(jax.tree.map(lambda x, host=host: spoilt(x, host), score)))
-    by_hand.assert_equal(
-        ppo.estimate(batches, scores, None, kl_coefficient=KL), (result.targets, result.statistics)
-    )
+    by_hand.assert_equal(ppo.estimate(batches, scores, None, kl_coefficient=KL), (result.targets, result.statistics))
 
 
 def test_the_ablation_learns_from_everything_after_the_prompt(ppo, result, rollout):
@@ -324,9 +315,7 @@ def test_rollouts_of_other_lengths_compile_nothing(ppo, result, rollout):
         scores = [ppo.score(state, reference, batch) for batch in batches]
         targets, _ = ppo.estimate(batches, scores, None, kl_coefficient=KL / (step + 1))
         for batch, score, target in zip(batches, scores, targets, strict=True):
-            state, _ = ppo.update(
-                state, batch, score, target, step, kl_coefficient=KL, rate_scale=1 / (step + 1)
-            )
+            state, _ = ppo.update(state, batch, score, target, step, kl_coefficient=KL, rate_scale=1 / (step + 1))
     assert ppo.compiled == before
 
 
@@ -410,15 +399,11 @@ def test_a_step_changes_the_weights_as_the_papers_formulas_do(mesh, rollout, tmp
     learner = setup.learner(config, MODEL)
     c, rng = learner.config, np.random.default_rng(5)
     layouts = by_hand.LAYOUTS + by_hand.LAYOUTS[:4]
-    trajectories = [
-        by_hand.trajectory(f"q{i // 3}", layout, rng, sample=i % 3) for i, layout in enumerate(layouts)
-    ]
+    trajectories = [by_hand.trajectory(f"q{i // 3}", layout, rng, sample=i % 3) for i, layout in enumerate(layouts)]
     advantages = [
         advantage
         for question in range(4)
-        for advantage in by_hand.group_advantages(
-            c.advantage, GROUPED_REWARDS[3 * question : 3 * question + 3]
-        )
+        for advantage in by_hand.group_advantages(c.advantage, GROUPED_REWARDS[3 * question : 3 * question + 3])
     ]
     slow, lessons = by_hand.AdamW(rollout.policy, c.policy_optimizer), []
     for t, advantage in zip(trajectories, advantages, strict=True):
@@ -427,9 +412,7 @@ def test_a_step_changes_the_weights_as_the_papers_formulas_do(mesh, rollout, tmp
         nothing = np.zeros(len(t.tokens))
         if c.importance_cap:  # a positive factor of the loss is one of the advantage
             advantage = advantage * np.minimum(np.exp(np.where(t.sampled, old - t.behaviour_logp, 0)), 1.1)
-        lessons.append(
-            by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage + nothing, nothing, nothing)
-        )
+        lessons.append(by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage + nothing, nothing, nothing))
     teach = by_hand.Teacher(by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], _slowly(c))
     # Without variance a question is left out where the algorithm says so, and else teaches KL and entropy alone.
     kept = [0, 1, 2, 6, 7, 8] if config.algorithm.drop_equal_groups else list(range(12))
@@ -467,9 +450,7 @@ def test_estimates_without_their_mask_see_what_the_environment_wrote(result, rol
         everything.append((response, by_hand.gae(received, lesson.old_value, response, **options), lesson))
     pool = np.concatenate([advantage[response] for response, advantage, _ in everything])
     for half, host, target in zip((everything[:4], everything[4:]), rollout.hosts, targets, strict=True):
-        pieces = zip(
-            _by_trajectory(target.advantage, host), _by_trajectory(target.returns, host), half, strict=True
-        )
+        pieces = zip(_by_trajectory(target.advantage, host), _by_trajectory(target.returns, host), half, strict=True)
         for advantage, returns, (response, slow, lesson) in pieces:
             whitened = (slow - pool.mean()) / pool.std()
             np.testing.assert_allclose(advantage[lesson.written], whitened[lesson.written], atol=5e-5)
@@ -489,9 +470,7 @@ def test_any_number_of_micro_batches_is_the_same_update(ppo, result, rollout, ro
 def rollout_update(learner, rollout, result, *, micro_batch_rows):
     """The update of one mini-batch of all eight trajectories."""
     host = _pack(rollout.trajectories, REWARDS, micro_batch_rows=micro_batch_rows, max_rows=16)
-    pieces = lambda field: [
-        piece for r, h in zip(field, rollout.hosts, strict=True) for piece in _by_trajectory(r, h)
-    ]
+    pieces = lambda field: [piece for r, h in zip(field, rollout.hosts, strict=True) for piece in _by_trajectory(r, h)]
     scores, targets = (
         type(records[0])(*(_laid_out(pieces(column), host) for column in zip(*records, strict=True)))
         for records in (result.scores, result.targets)

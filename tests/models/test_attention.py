@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import attention
 from searchr1_jax.models import decoder
 

@@ -35,9 +35,7 @@ def test_the_rope_parameters_of_transformers_5_mean_the_same():
     assert model_config.from_hf(new) == QWEN_3B_OURS
 
 
-@pytest.mark.parametrize(
-    "odd", [{}, {"head_dim": 96}, {"kv_heads": 16}, {"tied_embeddings": False, "rope_theta": 1e4}]
-)
+@pytest.mark.parametrize("odd", [{}, {"head_dim": 96}, {"kv_heads": 16}, {"tied_embeddings": False, "rope_theta": 1e4}])
 def test_what_is_written_reads_back_the_same(odd):
     config = dataclasses.replace(QWEN_3B_OURS, **odd)
     assert model_config.from_hf(model_config.to_hf(config, dtype="float32")) == config

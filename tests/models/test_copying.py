@@ -63,9 +63,7 @@ def test_priming_changes_only_attention_and_not_its_argument(fresh):
     jax.tree.map(np.testing.assert_array_equal, fresh, before)
     changed = [
         jax.tree_util.keystr(path, simple=True, separator="/")
-        for (path, old), new in zip(
-            jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(primed), strict=True
-        )
+        for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(primed), strict=True)
         if not np.array_equal(old, new)
     ]
     assert changed == [f"decoder/layers/{name}" for name in ("bk", "bq", "wk", "wo", "wq")]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 
 CONFIG = slow_decoder.tiny_config(vocab_size=50)

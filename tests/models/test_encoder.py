@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 from searchr1_jax.models import encoder
 from searchr1_jax.text import tokenizer
@@ -124,9 +124,7 @@ def test_what_lies_beyond_a_text_changes_nothing(laptop, name):
 def test_the_second_text_of_a_pair_is_told_from_the_first(laptop):
     token, kind, length = framed("bert_pairs", [("emma", "kelu")])
     assert kind[0, :6].tolist() == [0, 0, 0, 1, 1, 0] and length == [5]  # [CLS] emma [SEP] kelu [SEP]
-    both, one = (
-        run(GOLDEN / "bert_pairs", encoder.PairModel, (token, types, length)) for types in (kind, 0 * kind)
-    )
+    both, one = (run(GOLDEN / "bert_pairs", encoder.PairModel, (token, types, length)) for types in (kind, 0 * kind))
     assert abs(both - one) > 100 * TOLERANCE
 
 

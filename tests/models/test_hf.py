@@ -20,7 +20,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.models import tensor_files
@@ -52,17 +52,13 @@ def our_logits(directory, tokens_BT):
     """After each token; `load` and `Policy` on the mesh in use."""
     config, rows = hf.read_config(directory), parallel.to_mesh(tokens_BT, "batch", None)
     graph, _ = decoder.abstract(decoder.Policy, config)
-    position = parallel.to_mesh(
-        np.broadcast_to(np.arange(tokens_BT.shape[1]), tokens_BT.shape), "batch", None
-    )
+    position = parallel.to_mesh(np.broadcast_to(np.arange(tokens_BT.shape[1]), tokens_BT.shape), "batch", None)
 
     @jax.jit
     def logits(params, rows, position):
         policy = decoder.bind(graph, params)
         # One more token moves the hidden states "before each" to "after each".
-        rows, position, segment = (
-            jnp.pad(x, ((0, 0), (0, 1))) for x in (rows, position, jnp.ones_like(rows))
-        )
+        rows, position, segment = (jnp.pad(x, ((0, 0), (0, 1))) for x in (rows, position, jnp.ones_like(rows)))
         hidden = policy.decoder.packed(rows, position, segment, slow_decoder.COMPUTE)
         return policy.logits(hidden[:, 1:])
 
@@ -199,9 +195,7 @@ def test_a_value_model_comes_back_with_its_head(laptop, golden, tmp_path):
 
 def test_a_value_head_of_another_width_is_refused(laptop, tmp_path):
     directory = altered(tmp_path, lambda t: t | {"value_head.weight": np.zeros((1, 23), np.float32)})
-    with pytest.raises(
-        ValueError, match=r"value_head.weight has shape \[1, 23\], config.json says \[1, 24\]"
-    ):
+    with pytest.raises(ValueError, match=r"value_head.weight has shape \[1, 23\], config.json says \[1, 24\]"):
         hf.load(directory, kind=decoder.Value)
 
 
@@ -368,9 +362,7 @@ def test_an_id_that_the_hub_does_not_give_is_named_with_its_reason(monkeypatch):
         raise OSError("401 Client Error")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(
-        ValueError, match="'nobody/nothing' is no directory, and the hub .*: 401 Client Error"
-    ):
+    with pytest.raises(ValueError, match="'nobody/nothing' is no directory, and the hub .*: 401 Client Error"):
         hf.directory("nobody/nothing")
 
 

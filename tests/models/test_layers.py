@@ -6,7 +6,7 @@ import meshes
 import numpy as np
 import pytest
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import attention
 from searchr1_jax.models import layers
 

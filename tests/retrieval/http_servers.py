@@ -21,7 +21,7 @@ import urllib.parse
 
 import uvicorn
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import server
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -110,9 +110,7 @@ def test_two_processes_write_the_same_bytes_and_a_moved_directory_is_the_same_in
     read = lambda name: {p.name: p.read_bytes() for p in sorted((tmp_path / name).iterdir())}
     assert read("first") == read("second") and len(read("first")) > 3
     (tmp_path / "first").rename(tmp_path / "moved")
-    np.testing.assert_array_equal(
-        bm25.BM25Ranker(tmp_path / "moved").rank(["poet"], 3)[1], ranker.rank(["poet"], 3)[1]
-    )
+    np.testing.assert_array_equal(bm25.BM25Ranker(tmp_path / "moved").rank(["poet"], 3)[1], ranker.rank(["poet"], 3)[1])
 
 
 def test_a_corpus_without_a_word_is_refused_and_leaves_nothing(tmp_path):

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import cache
 
@@ -90,7 +90,7 @@ def test_a_replay_asks_nobody_and_names_what_it_lacks(tmp_path):
     replaying = cache.QueryCache(retriever, path, "replay", identity="index 1")
     assert replaying.search(["a"], 2)[0][1].score == 1 / 3
     for queries, k, cause in [(["a", "b"], 2, "search for 'b'.*k = 2"), (["a"], 3, "search for 'a'.*k = 3")]:
-        with pytest.raises(base.RetrievalError, match=cause + "; record it with mode \"record\"") as error:
+        with pytest.raises(base.RetrievalError, match=cause + '; record it with mode "record"') as error:
             replaying.search(queries, k)
         assert str(path) in str(error.value)
     assert retriever.asked == []
@@ -171,7 +171,7 @@ def test_threads_that_record_the_same_query_get_the_answer_that_was_stored_first
 
 RECORDER = """
 import sys
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import cache
 
 class Squares:

@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import corpus as corpora
 
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import local
 from searchr1_jax.retrieval import rankers
@@ -19,10 +19,7 @@ FAMILY = "Talon Fesu Kobar Limen Vados Nuril Pegot Zamir Robin Sutak Dalev Gomus
 JOBS = "poet baker pilot judge monk".split()
 PLACES = "Kelu Vano Tibor Samu".split()
 NAMES = [f"{given} {family}" for given, family in itertools.product(GIVEN, FAMILY)]
-ROWS = [
-    (f"p{i}", f'"{name}"\n{name} is a {JOBS[i % 5]} born in {PLACES[i * 7 % 4]}.')
-    for i, name in enumerate(NAMES)
-]
+ROWS = [(f"p{i}", f'"{name}"\n{name} is a {JOBS[i % 5]} born in {PLACES[i * 7 % 4]}.') for i, name in enumerate(NAMES)]
 
 
 @pytest.fixture(scope="module")

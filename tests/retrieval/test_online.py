@@ -6,7 +6,7 @@ import traceback
 import http_servers
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import online
 from searchr1_jax.retrieval import remote

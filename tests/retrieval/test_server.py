@@ -16,7 +16,7 @@ import time
 import http_servers
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import remote
 from searchr1_jax.retrieval import server

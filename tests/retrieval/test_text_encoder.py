@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import transformers
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import text_encoder
 from searchr1_jax.text import tokenizer

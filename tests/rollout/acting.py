@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling

@@ -19,7 +19,7 @@ import zlib
 
 import numpy as np
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
@@ -118,11 +118,7 @@ class Engine:
         waiting_before = self._waiting()
         steps = 0
         for steps in range(s.decode_tokens + 1):
-            if (
-                steps == s.decode_tokens
-                or self._waiting() == s.slots
-                or self._waiting() - waiting_before >= leave_at
-            ):
+            if steps == s.decode_tokens or self._waiting() == s.slots or self._waiting() - waiting_before >= leave_at:
                 break
             for number, slot in enumerate(self._slots):
                 if slot.status == programs.RUNNING:
@@ -166,9 +162,7 @@ class Engine:
 class Library:
     """A retriever that knows what to find, remembers what it was asked, and may take its time."""
 
-    def __init__(
-        self, find: Callable[[str], list[types.Passage]], *, longest_delay_s: float = 0.0, seed: int = 0
-    ):
+    def __init__(self, find: Callable[[str], list[types.Passage]], *, longest_delay_s: float = 0.0, seed: int = 0):
         self._find, self._longest_delay_s, self._rng = find, longest_delay_s, random.Random(seed)
         self._lock = threading.Lock()
         self.queries: list[str] = []
@@ -187,9 +181,7 @@ def script(tokenizer: tokenizer_lib.Tokenizer, *turns: str) -> Script:
     return [tokenizer.encode(turn.removesuffix(EOS_MARK)) + [eos] * turn.endswith(EOS_MARK) for turn in turns]
 
 
-SHAPES = programs.Shapes(
-    slots=2, context=2048, decode_tokens=16, extend_rows=2, extend_chunks=(16, 64), group=2
-)
+SHAPES = programs.Shapes(slots=2, context=2048, decode_tokens=16, extend_rows=2, extend_chunks=(16, 64), group=2)
 
 
 def rollout(
@@ -288,7 +280,6 @@ def as_tuples(trajectories):
     """Trajectories by key, in a form that `==` compares."""
     arrays = ("tokens", "sampled", "behaviour_logp")
     return {
-        key: {f.name: getattr(t, f.name) for f in dataclasses.fields(t)}
-        | {a: getattr(t, a).tolist() for a in arrays}
+        key: {f.name: getattr(t, f.name) for f in dataclasses.fields(t)} | {a: getattr(t, a).tolist() for a in arrays}
         for key, t in trajectories.items()
     }

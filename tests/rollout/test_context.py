@@ -7,7 +7,7 @@ C - 32 of a context of C; one place is kept for a token after the block, C - 33 
 import pytest
 import scripted
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.rollout import episodes
 from searchr1_jax.text import protocol as text_protocol
 
@@ -36,9 +36,7 @@ def play(tokenizer, *turns, passage_tokens=0, **limits):
     ],
 )
 def test_passages_are_cut_to_fit_the_context(byte_tokenizer, context, passage_tokens, left, after):
-    stretches, trajectory, _ = play(
-        byte_tokenizer, TURN, "y" * 99, passage_tokens=passage_tokens, context=context
-    )
+    stretches, trajectory, _ = play(byte_tokenizer, TURN, "y" * 99, passage_tokens=passage_tokens, context=context)
     assert stretches == [
         PROMPT,
         ("policy", TURN),
@@ -53,12 +51,8 @@ def test_passages_are_cut_to_fit_the_context(byte_tokenizer, context, passage_to
 
 
 @pytest.mark.parametrize("context, passage_tokens", [(64, 100), (52, 20), (33, 1), (26, 100), (25, 100)])
-def test_an_episode_ends_where_too_little_of_the_passages_would_remain(
-    byte_tokenizer, context, passage_tokens
-):
-    stretches, trajectory, queries = play(
-        byte_tokenizer, TURN, passage_tokens=passage_tokens, context=context
-    )
+def test_an_episode_ends_where_too_little_of_the_passages_would_remain(byte_tokenizer, context, passage_tokens):
+    stretches, trajectory, queries = play(byte_tokenizer, TURN, passage_tokens=passage_tokens, context=context)
     assert stretches == [PROMPT, ("policy", TURN)] and queries == ("ab",)
     assert (trajectory.stop_reason, trajectory.answer) == ("length", None)
     assert trajectory.turns[-1].event == "search"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
@@ -78,9 +78,7 @@ def test_recorded_log_probs_are_the_learners(slots, host_params):
         tokens[row, :n], position[row, :n], segment[row, :n] = sequence.tokens, np.arange(n), 1
     graph, _ = decoder.abstract(decoder.Policy, CONFIG)
     settings = dict(compute=slow_decoder.COMPUTE, temperature=0.7, vocab_chunk=16)
-    statistics = jax.jit(
-        lambda params, *rows: decoder.bind(graph, params).token_statistics(*rows, **settings)
-    )
+    statistics = jax.jit(lambda params, *rows: decoder.bind(graph, params).token_statistics(*rows, **settings))
     rows = parallel.to_mesh((tokens, position, segment), "batch", None)
     logp = np.asarray(statistics(slow_decoder.on_mesh(CONFIG, host_params), *rows)[0])
     for row, sequence in enumerate(sequences):
@@ -188,9 +186,7 @@ def test_a_dropped_end_of_sequence_leaves_no_trace_in_what_follows(slots, host_p
     slots.append({6: REPLIES[1]})
     slots.turn(acting.GREEDY)
     sequence = slots.held[6]
-    assert (
-        sequence.tokens[: len(tokens) + 6] == tokens + REPLIES[1] and len(sequence.tokens) > len(tokens) + 6
-    )
+    assert sequence.tokens[: len(tokens) + 6] == tokens + REPLIES[1] and len(sequence.tokens) > len(tokens) + 6
     slow = slow_decoder.token_logp(swapped, CONFIG, sequence.tokens)
     np.testing.assert_allclose(np.array(sequence.logp)[sequence.sampled], slow[sequence.sampled], **EXACT)
 
@@ -201,9 +197,7 @@ def test_the_last_places_of_the_context_hold_what_they_should(slots, host_params
     wordy = host_params | {"head": head}
     load(slots, wordy)
     slots.begin(acting.text(8, 55), {1: (0, 0, 0, 0)})
-    slots.append(
-        {1: acting.text(9, 6)}
-    )  # from place 54 on, in a chunk of 12: its end lies beyond the context
+    slots.append({1: acting.text(9, 6)})  # from place 54 on, in a chunk of 12: its end lies beyond the context
     slots.turn(acting.GREEDY)
     sequence = slots.held[1]
     assert len(sequence.tokens) == SHAPES.context and sequence.status == programs.CONTEXT_FULL
@@ -230,9 +224,7 @@ def play(slots, admissions, *, leave_at):
         while waiting and waiting[0][0] <= call:
             _, slot, question = waiting.pop(0)
             assert slot not in seated
-            prompt = (
-                EPISODES[question][0] if question in EPISODES else acting.text(question, question % 19 + 1)
-            )
+            prompt = EPISODES[question][0] if question in EPISODES else acting.text(question, question % 19 + 1)
             slots.begin(prompt, {slot: (7, 1, question, 0)})
             seated[slot], turns[slot] = question, 0
         slots.decode(LIVELY, leave_at=leave_at)
@@ -347,9 +339,7 @@ def test_eight_devices_sample_what_one_does(together, host_params, shape):
         for slot in (6, 7):
             sequence = slots.held[slot]
             slow = slow_decoder.token_logp(host_params, CONFIG, sequence.tokens, LIVELY.temperature)
-            np.testing.assert_allclose(
-                np.array(sequence.logp)[sequence.sampled], slow[sequence.sampled], **EXACT
-            )
+            np.testing.assert_allclose(np.array(sequence.logp)[sequence.sampled], slow[sequence.sampled], **EXACT)
         assert slots.held[6].tokens != slots.held[7].tokens
         assert engine.compiled == 1 + len(SHAPES.extend_chunks)
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.rollout import environment
 from searchr1_jax.text import protocol as text_protocol
@@ -93,9 +93,7 @@ def test_any_failure_of_a_retriever_is_a_retrieval_error_that_names_query_and_ca
     error = caught.value
     assert (error.query, error.attempts, error.batch) == ("who?", 1, 2)
     assert error.__cause__ is cause
-    assert "'who?' (one of 2 sent together) failed after 1 attempt: OSError('the index is on fire')" in str(
-        error
-    )
+    assert "'who?' (one of 2 sent together) failed after 1 attempt: OSError('the index is on fire')" in str(error)
 
 
 @pytest.mark.parametrize("timeout_s", [None, 10.0])

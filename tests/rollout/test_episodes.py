@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import scripted
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.data import demonstrations
 from searchr1_jax.text import protocol as text_protocol
 
@@ -230,9 +230,7 @@ def test_episodes_go_as_written(claim, tags, request):
 def test_turns_tell_what_was_written_asked_found_and_replied(split_tokenizer):
     trajectory, _ = play(split_tokenizer, LOOK, "Hm.<eos>", ANSWER)
     assert trajectory.turns == (
-        types.Turn(
-            text=LOOK, event="search", content="Emma", passages=tuple(PASSAGES["Emma"][:2]), reply=EMMA
-        ),
+        types.Turn(text=LOOK, event="search", content="Emma", passages=tuple(PASSAGES["Emma"][:2]), reply=EMMA),
         types.Turn(text="Hm.", event="invalid", reply=CORRECTION),
         types.Turn(text=ANSWER, event="answer", content="Jane Austen"),
     )
@@ -273,16 +271,12 @@ def test_half_a_character_is_kept_as_it_was_sampled(byte_tokenizer):
     (eos,) = byte_tokenizer.eos_ids
     trajectory, _ = play(byte_tokenizer, [whole[0], eos], byte_tokenizer.encode("<answer>a</answer>"))
     assert trajectory.turns[0].text == "\ufffd"
-    assert trajectory.tokens[trajectory.sampled].tolist() == whole[:1] + byte_tokenizer.encode(
-        "<answer>a</answer>"
-    )
+    assert trajectory.tokens[trajectory.sampled].tolist() == whole[:1] + byte_tokenizer.encode("<answer>a</answer>")
 
 
 @pytest.mark.parametrize("tags", ["split_tokenizer", "tagged_tokenizer"])
 @pytest.mark.parametrize("max_information_tokens", [500, 40])
-def test_a_demonstration_is_the_episode_that_the_loop_makes_of_its_texts(
-    tags, max_information_tokens, request
-):
+def test_a_demonstration_is_the_episode_that_the_loop_makes_of_its_texts(tags, max_information_tokens, request):
     tokenizer = request.getfixturevalue(tags)
     found = [{"id": p.id, "title": p.title, "text": p.text} for p in PASSAGES["Emma"][:2]]
     segments = [
@@ -299,9 +293,7 @@ def test_a_demonstration_is_the_episode_that_the_loop_makes_of_its_texts(
         "segments": segments,
     }
     limits = dict(max_information_tokens=max_information_tokens)
-    shown, _ = demonstrations.to_trajectory(
-        row, tokenizer, PROTOCOL, context=2048, content_weight=5.0, **limits
-    )
+    shown, _ = demonstrations.to_trajectory(row, tokenizer, PROTOCOL, context=2048, content_weight=5.0, **limits)
     played, _ = play(tokenizer, LOOK, "Hm </search>", ANSWER, **limits)
     assert played.passages_cut == (max_information_tokens == 40)
     assert shown.tokens.tolist() == played.tokens.tolist()

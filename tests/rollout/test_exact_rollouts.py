@@ -17,8 +17,8 @@ import pytest
 import scripted
 import slow_decoder
 
-from searchr1_jax import parallel
-from searchr1_jax import types
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
 from searchr1_jax.data import packing
 from searchr1_jax.models import decoder
 from searchr1_jax.retrieval import base
@@ -49,9 +49,7 @@ def find(query):
     return [types.Passage(id=str(i), title="", text="word " * rng.randrange(1, 16)) for i in range(2)]
 
 
-QUESTIONS = [
-    types.QAExample(id=f"q{n}", question="why " * (7 * n % 29) + str(n), golden_answers=()) for n in range(29)
-]
+QUESTIONS = [types.QAExample(id=f"q{n}", question="why " * (7 * n % 29) + str(n), golden_answers=()) for n in range(29)]
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +150,7 @@ def test_a_run_that_lost_its_retriever_leaves_nothing_behind(play, calm):
 @pytest.mark.parametrize("other", [dict(seed=SEED + 1), dict(step=STEP + 1)], ids=str)
 def test_another_seed_or_step_is_another_draw(play, calm, other):
     again, _ = play(**other)
-    tokens = {
-        (key, tuple(t.tokens.tolist()))
-        for trajectories in (again, calm[0])
-        for key, t in trajectories.items()
-    }
+    tokens = {(key, tuple(t.tokens.tolist())) for trajectories in (again, calm[0]) for key, t in trajectories.items()}
     assert len(tokens) == 2 * len(again)
 
 
@@ -174,9 +168,7 @@ def test_recorded_log_probs_are_those_that_the_learner_computes_from_packed_rows
     with jax.set_mesh(meshes.make()):
         graph, _ = decoder.abstract(decoder.Policy, CONFIG)
         settings = dict(compute=slow_decoder.COMPUTE, temperature=DECODING.temperature, vocab_chunk=CONTEXT)
-        statistics = jax.jit(
-            lambda params, *rows: decoder.bind(graph, params).token_statistics(*rows, **settings)
-        )
+        statistics = jax.jit(lambda params, *rows: decoder.bind(graph, params).token_statistics(*rows, **settings))
         rows = parallel.to_mesh([x[0] for x in (batch.tokens, batch.position, batch.segment)], "batch", None)
         logp = np.asarray(statistics(slow_decoder.on_mesh(CONFIG, params), *rows)[0])
     sampled = batch.sampled[0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import hand_over
@@ -51,9 +51,7 @@ def test_the_learner_may_donate_its_weights_afterwards(host_params):
     mesh = meshes.make()
     hosts = parallel.hosts_mesh(mesh, tensor=1)
     with jax.set_mesh(mesh):
-        handing = hand_over.HandOver(
-            CONFIG, hosts=hosts, actor=parallel.host_mesh(hosts, 0), dtype=jnp.float32
-        )
+        handing = hand_over.HandOver(CONFIG, hosts=hosts, actor=parallel.host_mesh(hosts, 0), dtype=jnp.float32)
         learners = slow_decoder.on_mesh(CONFIG, host_params)
         params = handing(learners)
         jax.tree.map(lambda x: x.delete(), learners)
@@ -61,9 +59,7 @@ def test_the_learner_may_donate_its_weights_afterwards(host_params):
 
 
 def test_a_tensor_axis_that_does_not_divide_a_hosts_devices_is_refused():
-    with pytest.raises(
-        ValueError, match="mesh.actor_tensor of 3 does not divide the 8 devices of a host; use a div"
-    ):
+    with pytest.raises(ValueError, match="mesh.actor_tensor of 3 does not divide the 8 devices of a host; use a div"):
         parallel.hosts_mesh(meshes.make(2, 2, 2), tensor=3)
 
 
@@ -89,9 +85,7 @@ def test_an_actor_that_does_not_fit_its_devices_is_refused_with_the_figures():
         r" which has 16.00 GB; raise mesh.actor_tensor"
     )
     with pytest.raises(ValueError, match=told):
-        engine_lib.check_memory(
-            15_230_000_000, 3_760_000_000, 16_000_000_000, what="qwen2 3584x28 in bfloat16"
-        )
+        engine_lib.check_memory(15_230_000_000, 3_760_000_000, 16_000_000_000, what="qwen2 3584x28 in bfloat16")
     engine_lib.check_memory(12_000_000_000, 3_760_000_000, 16_000_000_000, what="")
     engine_lib.check_memory(10**15, 10**15, None, what="")  # a backend that does not tell
 
@@ -105,8 +99,4 @@ def test_bytes_are_counted_for_each_device(host_params):
         for shard in leaf.addressable_shards
         if shard.device == jax.devices()[0]
     )
-    assert (
-        parallel.device_bytes(handing.params)
-        == on_first
-        < sum(x.nbytes for x in jax.tree.leaves(host_params))
-    )
+    assert parallel.device_bytes(handing.params) == on_first < sum(x.nbytes for x in jax.tree.leaves(host_params))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.rollout import kv_cache
 
 BLOCK = kv_cache.BLOCK
@@ -186,9 +186,7 @@ def test_a_chunks_result_is_the_same_bits_whatever_the_other_rows_are_at(laptop,
 def test_what_an_earlier_episode_left_behind_changes_no_bit(laptop):
     kv, position = caches(LONG), decode_places(BORDERS)
     beyond = np.arange(LONG)[:, None] > position[:, None, None]  # [S, K, C, H]
-    outs = [
-        attend(np.where(beyond, left, kv), None, position, *new_tokens(SLOTS, 1))[0] for left in (0, 1e30)
-    ]
+    outs = [attend(np.where(beyond, left, kv), None, position, *new_tokens(SLOTS, 1))[0] for left in (0, 1e30)]
     np.testing.assert_array_equal(*outs)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import parallel
+from searchr1_jax.core import parallel
 from searchr1_jax.rollout import sampling
 
 DRAWS = 8192
@@ -26,9 +26,7 @@ def draw():
         return sampling.sample(logits_SV, keys, position_S, temperature, top_k, top_p)
 
     def draw(logits, samples, positions, decoding):
-        rows = parallel.to_mesh(
-            (np.broadcast_to(logits, (len(samples), 8)), samples, positions), "batch", None
-        )
+        rows = parallel.to_mesh((np.broadcast_to(logits, (len(samples), 8)), samples, positions), "batch", None)
         scalars = np.float32(decoding.temperature), np.int32(decoding.top_k), np.float32(decoding.top_p)
         return jax.device_get(program(*rows, *scalars))
 
@@ -70,9 +68,7 @@ def slow_support(decoding):
         ({"top_p": 0.6, "temperature": 0.5}, [0, 2]),  # squared and normalised: .467, .251, …
     ],
 )
-def test_exactly_the_allowed_tokens_are_drawn_as_often_as_they_are_likely(
-    laptop, draw, settings, support, over
-):
+def test_exactly_the_allowed_tokens_are_drawn_as_often_as_they_are_likely(laptop, draw, settings, support, over):
     decoding = sampling.Decoding(**settings)
     slow, probability = slow_support(decoding)
     assert slow.tolist() == list(support)
@@ -84,9 +80,7 @@ def test_exactly_the_allowed_tokens_are_drawn_as_often_as_they_are_likely(
     assert chi_square < CRITICAL[len(slow) - 1]
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.5}, {"temperature": 0.7, "top_k": 3, "top_p": 0.6}]
-)
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.5}, {"temperature": 0.7, "top_k": 3, "top_p": 0.6}])
 def test_log_probs_are_of_the_tempered_distribution_before_truncation(laptop, draw, settings):
     decoding = sampling.Decoding(**settings)
     tokens, logp = many(draw, decoding)

@@ -9,7 +9,7 @@ import time
 import pytest
 import scripted
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import remote
 from searchr1_jax.rollout import environment
@@ -43,8 +43,7 @@ def random_scripts(tokenizer, *, questions):
     )
     return {
         question(f"q{n}", f"{'why ' * rng.randrange(12)}{n}"): [
-            scripted.script(tokenizer, *(rng.choice(turns)() for _ in range(4)))
-            for _ in range(rng.randint(1, 3))
+            scripted.script(tokenizer, *(rng.choice(turns)() for _ in range(4))) for _ in range(rng.randint(1, 3))
         ]
         for n in range(questions)
     }
@@ -103,9 +102,7 @@ def test_trajectories_do_not_depend_on_scheduling(tagged_tokenizer, scripts, alo
 
 @pytest.mark.parametrize("chunks", [(1,), (7,), (3, 50), (160,)])
 def test_trajectories_do_not_depend_on_the_size_of_chunks(tagged_tokenizer, scripts, alone, chunks):
-    again, _ = scripted.play(
-        tagged_tokenizer, scripts, scripted.Library(find), **LIMITS, slots=4, extend_chunks=chunks
-    )
+    again, _ = scripted.play(tagged_tokenizer, scripts, scripted.Library(find), **LIMITS, slots=4, extend_chunks=chunks)
     assert scripted.as_tuples(again) == scripted.as_tuples(alone[0])
 
 
@@ -119,9 +116,7 @@ def test_every_sample_of_every_question_is_there_once(tagged_tokenizer, scripts,
 
 def test_an_engine_serves_one_run_after_another(tagged_tokenizer, scripts, alone):
     engine = scripted.rollout(tagged_tokenizer, scripts, None, **LIMITS, slots=4)[1]
-    search = environment.SearchEnvironment(
-        protocol=PROTOCOL, retriever=scripted.Library(find), passages_per_search=2
-    )
+    search = environment.SearchEnvironment(protocol=PROTOCOL, retriever=scripted.Library(find), passages_per_search=2)
     limits = episodes.Limits(max_turns=3, max_information_tokens=60, retrieval_threads=2)
     loop = episodes.Rollout(engine, search, tagged_tokenizer, limits)
     seed, step = scripted.SEED_AND_STEP
@@ -251,9 +246,7 @@ def test_a_search_that_fails_stops_the_run_with_its_query_and_cause(tagged_token
         question("worse"): [scripted.script(tagged_tokenizer, "<search> bad </search>")],
         question("later"): [scripted.script(tagged_tokenizer, "<answer>b</answer>")],
     }
-    running, engine = scripted.rollout(
-        tagged_tokenizer, scripts, retriever, **LIMITS, slots=1, timeout_s=timeout_s
-    )
+    running, engine = scripted.rollout(tagged_tokenizer, scripts, retriever, **LIMITS, slots=1, timeout_s=timeout_s)
     yielded = []
     with pytest.raises(base.RetrievalError, match=f"the search for 'bad' failed after {words}"):
         for trajectory in running:

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.text import protocol
 
 
@@ -47,26 +47,20 @@ def test_default_prompt_is_search_r1s():
     assert prompt.endswith("For example, <answer> Beijing </answer>. Question: who wrote emma?\n")
 
 
-@pytest.mark.parametrize(
-    "question", ["who wrote emma", "who wrote emma?", " who wrote emma \n", "\twho wrote emma? "]
-)
+@pytest.mark.parametrize("question", ["who wrote emma", "who wrote emma?", " who wrote emma \n", "\twho wrote emma? "])
 def test_a_question_is_stripped_and_ends_with_one_question_mark(question):
     assert protocol.Protocol(prompt="Q: {question}\n").render_prompt(question) == "Q: who wrote emma?\n"
 
 
 def test_passages_are_numbered_from_one_and_stripped():
-    docs = protocol.Protocol().render_docs(
-        [passage('"Emma"', "A novel.\nOf 1815."), passage('"Zürich"', "A city. ")]
-    )
+    docs = protocol.Protocol().render_docs([passage('"Emma"', "A novel.\nOf 1815."), passage('"Zürich"', "A city. ")])
     assert docs == 'Doc 1(Title: "Emma") A novel.\nOf 1815.\nDoc 2(Title: "Zürich") A city.'
     assert protocol.Protocol().render_docs([]) == ""
 
 
 def test_braces_in_questions_and_passages_are_text():
     plain = protocol.Protocol(prompt="{question}", passage="{i}: {title}{text}\n")
-    assert (
-        plain.render_prompt("what is {question} in {docs} or {0}") == "what is {question} in {docs} or {0}?"
-    )
+    assert plain.render_prompt("what is {question} in {docs} or {0}") == "what is {question} in {docs} or {0}?"
     assert plain.render_docs([passage("{text}", "{title} {i} \\1 {}")]) == "1: {text}{title} {i} \\1 {}"
 
 

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.text import protocol
 from searchr1_jax.text import rewards
 from searchr1_jax.text import transcript
@@ -167,9 +167,7 @@ def test_anything_else_is_malformed(turns):
     assert not rewards.well_formed(trajectory("Beijing", turns=turns))
 
 
-@pytest.mark.parametrize(
-    "information", ["{docs}", "\n<result>{docs}</result>", "<answer> Found: {docs} <think>"]
-)
+@pytest.mark.parametrize("information", ["{docs}", "\n<result>{docs}</result>", "<answer> Found: {docs} <think>"])
 def test_the_environments_words_do_not_change_the_form(information):
     texts = protocol.Protocol(prompt="Q: {question}", information=information, passage="[{i}] {text}\n")
     assert rewards.well_formed(ends(search(texts=texts), answer()))
@@ -298,9 +296,7 @@ def test_the_coefficients_hold_for_the_format_aware_reward_as_an_extra():
 
 @pytest.fixture
 def own_rewards(tmp_path, monkeypatch):
-    (tmp_path / "own_rewards.py").write_text(
-        "def short(trajectory):\n    return 1 / len(trajectory.answer)\n"
-    )
+    (tmp_path / "own_rewards.py").write_text("def short(trajectory):\n    return 1 / len(trajectory.answer)\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
 
@@ -309,13 +305,9 @@ def test_a_users_own_reward_is_named_by_module_and_function(own_rewards):
     assert rewards.resolve("own_rewards:short")(trajectory("four", ())) == 0.25
 
 
-@pytest.mark.parametrize(
-    "name", ["", "em", "exact-match", "json", "json:", ":dumps", "json:no_such", "no_such:f"]
-)
+@pytest.mark.parametrize("name", ["", "em", "exact-match", "json", "json:", ":dumps", "json:no_such", "no_such:f"])
 def test_an_unknown_reward_is_refused_with_the_choices(name):
-    with pytest.raises(
-        ValueError, match=f"reward '{name}'.*exact_match, sub_exact_match, f1.*package.module:function"
-    ):
+    with pytest.raises(ValueError, match=f"reward '{name}'.*exact_match, sub_exact_match, f1.*package.module:function"):
         rewards.resolve(name)
 
 
@@ -329,9 +321,7 @@ def test_a_name_that_is_no_function_is_refused():
         rewards.resolve("string:punctuation")
 
 
-@pytest.mark.parametrize(
-    "term", ["retrieved", "retrieved=", "=0.1", "retrieved=much", "retrieved=nan", "f1=inf", ""]
-)
+@pytest.mark.parametrize("term", ["retrieved", "retrieved=", "=0.1", "retrieved=much", "retrieved=nan", "f1=inf", ""])
 def test_an_extra_reward_without_a_finite_weight_is_refused(term):
     with pytest.raises(ValueError, match=f"reward.extra holds '{term}'; write name=weight .* retrieved=0.1"):
         rewards.resolve("exact_match", extra=(term,))
@@ -340,7 +330,5 @@ def test_an_extra_reward_without_a_finite_weight_is_refused(term):
 @pytest.mark.parametrize("extra", [("exact_match=0.5",), ("retrieved=0.1", "retrieved=0.2")])
 def test_a_reward_that_is_named_twice_is_refused(extra):
     name = extra[-1].partition("=")[0]
-    with pytest.raises(
-        ValueError, match=f"reward '{name}' is named twice, again in '{extra[-1]}'; name it once"
-    ):
+    with pytest.raises(ValueError, match=f"reward '{name}' is named twice, again in '{extra[-1]}'; name it once"):
         rewards.resolve("exact_match", extra=extra)

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from searchr1_jax.data import world
+from searchr1_jax.data.invented import world
 from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer
@@ -116,9 +116,7 @@ def test_tags_without_text_are_refused(tags):
 
 # Over a byte-level BPE that learned its merges from prompts and episodes.
 
-PARTS = sorted(
-    {tag[a:b] for tag in protocol.STOP_TAGS for a in range(len(tag)) for b in range(a + 1, len(tag))}
-)
+PARTS = sorted({tag[a:b] for tag in protocol.STOP_TAGS for a in range(len(tag)) for b in range(a + 1, len(tag))})
 NEAR_TAGS = [
     "</sea</search>", "</</answer>", "</search</answer>", "</answer</answe", "<</search>", "</search></answer>",
     "</searching>", "</answers>", "</Search>", "< /search>", "</search >", "</ answer>", "<search>", "<answer>",

@@ -57,13 +57,9 @@ def sentencepiece_like():
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     decoders = tokenizers.decoders
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     backend.add_tokens(["</search>"])
-    return tokenizer.Tokenizer(
-        transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    )
+    return tokenizer.Tokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
 
 
 def word_pieces():

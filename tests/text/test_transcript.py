@@ -2,7 +2,7 @@
 
 import pytest
 
-from searchr1_jax import types
+from searchr1_jax.core import types
 from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import transcript
 

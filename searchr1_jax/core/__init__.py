@@ -1,0 +1,1 @@
+"""What every room stands on: the records, the settings, the mesh, files written whole."""

@@ -1,0 +1,1 @@
+"""The invented world: people and companies, questions about them, passages that mislead."""

@@ -1,0 +1,1 @@
+"""A run: its directory, its parts made from settings, checkpoints, metrics, evaluation."""

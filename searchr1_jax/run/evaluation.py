@@ -1,0 +1,149 @@
+"""Evaluation: every question answered exactly once, judged by exact match.
+
+Called by the verb `evaluate` and, every n steps, by `train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
+from searchr1_jax.rollout import episodes
+from searchr1_jax.rollout import sampling
+from searchr1_jax.run import acting
+from searchr1_jax.run import metrics
+from searchr1_jax.text import rewards
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """Figures of one evaluation; means over its trajectories."""
+
+    split: str
+    decoding: str  # "greedy" or "sampled"
+    n: int  # questions x samples
+    em: float  # exact match
+    f1: float
+    searches: float  # answered searches a question
+    response_tokens: float  # tokens after the prompt, retrieved ones included
+    em_by_hops: dict[str, float]  # by the searches that an ideal episode needs; "0" where unknown
+    em_by_source: dict[str, float]  # by question file: what stands before the last "/" of the ids
+    stop_reasons: dict[str, int]
+
+    def save(self, path: pathlib.Path) -> None:
+        _write(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    def scalars(self) -> dict[str, float]:
+        """What metrics.jsonl takes."""
+        return {
+            "em": self.em,
+            "f1": self.f1,
+            "searches": self.searches,
+            "response_tokens": self.response_tokens,
+        }
+
+
+def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding: str) -> Results:
+    """Figures over finished trajectories, independent of their order."""
+    trajectories = sorted(trajectories, key=lambda t: t.key)
+    n = len(trajectories)
+    em = [exact_match(t) for t in trajectories]
+    by_hops: dict[str, list[float]] = {}
+    by_source: dict[str, list[float]] = {}
+    stops: dict[str, int] = {}
+    for trajectory, score in zip(trajectories, em, strict=True):
+        by_hops.setdefault(str(trajectory.example.hops), []).append(score)
+        by_source.setdefault(trajectory.example.id.rpartition("/")[0], []).append(score)
+        stops[trajectory.stop_reason] = stops.get(trajectory.stop_reason, 0) + 1
+    return Results(
+        split=split,
+        decoding=decoding,
+        n=n,
+        em=sum(em) / n,
+        f1=sum(rewards.token_f1(t.answer, t.example.golden_answers) for t in trajectories) / n,
+        searches=sum(t.searches for t in trajectories) / n,
+        response_tokens=sum(len(t.tokens) - t.prompt_tokens for t in trajectories) / n,
+        em_by_hops=_means(by_hops),
+        em_by_source=_means(by_source),
+        stop_reasons=dict(sorted(stops.items())),
+    )
+
+
+def _means(groups: dict[str, list[float]]) -> dict[str, float]:
+    return {name: sum(scores) / len(scores) for name, scores in sorted(groups.items())}
+
+
+def evaluate(
+    rollout: episodes.Rollout,
+    tasks: Sequence[episodes.Task],
+    decoding: sampling.Decoding,
+    *,
+    split: str,
+    name: str,
+    seed: int,
+    directory: pathlib.Path,
+) -> tuple[Results, list[types.Trajectory]]:
+    """Answers all tasks with the weights that the rollout's engine holds; all processes together.
+
+    Args:
+      name: of the decoding, for the results.
+      seed: of sampling.
+      directory: where the episodes that were finished are kept if a search fails for good.
+    Raises:
+      RetrievalError: after they were written.
+    """
+    what = f"{split}, {name}"
+    answered = acting.answer(rollout, tasks, decoding, seed=seed, step=0, what=what)
+    if answered.failure is not None:
+        keep_interrupted(directory / f"interrupted-{split}-{name}.jsonl", answered.trajectories, exact_match)
+        raise answered.failure
+    trajectories = answered.trajectories
+    return summarise(trajectories, split=split, decoding=name), trajectories
+
+
+def trajectory_row(trajectory: types.Trajectory, reward: float) -> dict[str, Any]:
+    """A trajectory as a JSON object: texts for people, ids and mask for programs."""
+    return {
+        "id": trajectory.example.id,
+        "sample": trajectory.sample,
+        "question": trajectory.example.question,
+        "golden_answers": list(trajectory.example.golden_answers),
+        "answer": trajectory.answer,
+        "reward": reward,
+        "stop_reason": trajectory.stop_reason,
+        "turns": [{"text": t.text, "event": t.event, "content": t.content, "reply": t.reply} for t in trajectory.turns],
+        "tokens": trajectory.tokens.tolist(),
+        "sampled": trajectory.sampled.astype(int).tolist(),
+        "behaviour_logp": [round(float(x), 6) for x in trajectory.behaviour_logp],
+    }
+
+
+def exact_match(trajectory: types.Trajectory) -> float:
+    return rewards.exact_match(trajectory.answer, trajectory.example.golden_answers)
+
+
+def keep_interrupted(path: pathlib.Path, trajectories: Sequence[types.Trajectory], reward: rewards.Reward) -> None:
+    """Writes what was finished when a search failed for good, and says where it is."""
+    write_trajectories(path, trajectories, [reward(t) for t in trajectories])
+    metrics.say(f"{len(trajectories)} episodes that were finished are in {path}")
+
+
+def write_trajectories(path: pathlib.Path, trajectories: Sequence[types.Trajectory], scores: Sequence[float]) -> None:
+    """One trajectory a line."""
+    rows = (trajectory_row(t, score) for t, score in zip(trajectories, scores, strict=True))
+    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    """Writes a file that is there whole or not at all; the first process does."""
+    if not parallel.is_first():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Many runs from one config file, and what they show together."""

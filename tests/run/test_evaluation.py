@@ -1,0 +1,160 @@
+"""Figures of an evaluation, added up by hand, and trajectories as JSON."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from searchr1_jax.core import types
+from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import episodes
+from searchr1_jax.rollout import sampling
+from searchr1_jax.run import evaluation
+
+
+def search(query, reply="<i></i>"):
+    return types.Turn(text=f"<search>{query}</search>", event="search", content=query, reply=reply)
+
+
+def trajectory(name, answer, golden, *, hops, turns=(), stop="answered", prompt=2, length=5):
+    sampled = np.arange(length) >= prompt
+    return types.Trajectory(
+        example=types.QAExample(id=name, question=f"{name}?", golden_answers=golden, hops=hops),
+        sample=0,
+        tokens=np.arange(length, dtype=np.int32) + 10,
+        sampled=sampled,
+        behaviour_logp=np.where(sampled, np.float32(-0.123456789), np.float32(0)),
+        prompt_tokens=prompt,
+        turns=turns,
+        stop_reason=stop,
+        answer=answer,
+    )
+
+
+FOUR = (
+    trajectory("a", "The Beatles", ("Beatles",), hops=1, turns=(search("x"),)),
+    trajectory("b", "Joe Biden", ("Joe", "President"), hops=2, turns=(search("x"), search("y")), length=9),
+    trajectory(
+        "c",
+        None,
+        ("Rome",),
+        hops=2,
+        turns=(search("x"), search("y", reply="")),
+        stop="search_limit",
+        prompt=4,
+    ),
+    trajectory("d", "rome", ("Rome",), hops=2, length=12),
+)
+
+
+def test_figures_are_means_over_the_questions():
+    assert evaluation.summarise(FOUR, split="test", decoding="greedy") == evaluation.Results(
+        split="test",
+        decoding="greedy",
+        n=4,
+        em=0.5,  # a and d
+        f1=(1 + 2 / 3 + 0 + 1) / 4,  # b: one of two words, the one golden word: 2 · ½ · 1 / 1½
+        searches=(1 + 2 + 1 + 0) / 4,  # c's second search was not answered
+        response_tokens=(3 + 7 + 1 + 10) / 4,
+        em_by_hops={"1": 1.0, "2": 1 / 3},
+        em_by_source={"": 0.5},
+        stop_reasons={"answered": 3, "search_limit": 1},
+    )
+
+
+def test_figures_do_not_depend_on_the_order_of_arrival():
+    """Sums of 2/4, 2/5, … 2/21 come out different in their last bits in another order."""
+    many = [*FOUR, *(trajectory(f"q{n}", "x " * n + "b", ("b",), hops=n % 3) for n in range(2, 20))]
+    results = evaluation.summarise(many, split="test", decoding="greedy")
+    for seed in range(5):
+        shuffled = evaluation.summarise(random.Random(seed).sample(many, len(many)), split="test", decoding="greedy")
+        assert shuffled == results
+        assert list(shuffled.em_by_hops) == ["0", "1", "2"]
+        assert list(shuffled.stop_reasons) == ["answered", "search_limit"]
+
+
+def test_results_are_written_as_json_and_given_to_the_metrics(tmp_path):
+    results = evaluation.summarise(FOUR, split="test", decoding="greedy")
+    results.save(tmp_path / "results" / "test.json")
+    written = json.loads((tmp_path / "results" / "test.json").read_text())
+    assert evaluation.Results(**written) == results
+    assert results.scalars() == {
+        "em": 0.5,
+        "f1": pytest.approx(2 / 3),
+        "searches": 1.0,
+        "response_tokens": 5.25,
+    }
+
+
+class Rollout:
+    """Finishes the tasks in another order than they came in."""
+
+    counts = episodes.Counts()
+
+    def __init__(self):
+        self.asked = None
+
+    def run(self, tasks, decoding, *, seed, step):
+        self.asked = tasks, decoding, seed
+        by_id = {t.example.id: t for t in FOUR}
+        yield from (by_id[task.example.id] for task in tasks[::-1])
+
+
+def test_an_evaluation_answers_every_task_and_sorts_what_it_returns(tmp_path):
+    rollout, decoding = Rollout(), sampling.Decoding(temperature=0.0)
+    tasks = tuple(episodes.Task(example=t.example, prompt=(1,), samples=1) for t in FOUR)
+    results, trajectories = evaluation.evaluate(
+        rollout, tasks, decoding, split="test", name="greedy", seed=5, directory=tmp_path
+    )
+    assert not list(tmp_path.iterdir())
+    assert results == evaluation.summarise(FOUR, split="test", decoding="greedy")
+    assert [t.key for t in trajectories] == [("a", 0), ("b", 0), ("c", 0), ("d", 0)]
+    assert rollout.asked == (list(tasks), decoding, 5)
+
+
+class RolloutThatLosesItsRetriever(Rollout):
+    def run(self, tasks, decoding, *, seed, step):
+        yield FOUR[1]
+        raise retrieval.RetrievalError("who", "status 500", attempts=4)
+
+
+def test_an_evaluation_that_loses_its_retriever_keeps_what_was_finished(tmp_path):
+    with pytest.raises(retrieval.RetrievalError, match="'who' failed after 4 attempts: status 500"):
+        evaluation.evaluate(
+            RolloutThatLosesItsRetriever(), [], sampling.Decoding(), split="test", name="greedy", seed=5,
+            directory=tmp_path / "eval",
+        )  # fmt: skip
+    (line,) = (tmp_path / "eval" / "interrupted-test-greedy.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "b" and json.loads(line)["reward"] == 0.0
+
+
+def test_a_trajectory_is_one_line_of_json_with_texts_ids_and_mask(tmp_path):
+    evaluation.write_trajectories(tmp_path / "log" / "step.jsonl", FOUR[:2], [1.0, 0.25])
+    first, second = map(json.loads, (tmp_path / "log" / "step.jsonl").read_text().splitlines())
+    assert first == {
+        "id": "a",
+        "sample": 0,
+        "question": "a?",
+        "golden_answers": ["Beatles"],
+        "answer": "The Beatles",
+        "reward": 1.0,
+        "stop_reason": "answered",
+        "turns": [{"text": "<search>x</search>", "event": "search", "content": "x", "reply": "<i></i>"}],
+        "tokens": [10, 11, 12, 13, 14],
+        "sampled": [0, 0, 1, 1, 1],
+        "behaviour_logp": [0.0, 0.0, -0.123457, -0.123457, -0.123457],
+    }
+    assert (second["id"], second["reward"], second["answer"]) == ("b", 0.25, "Joe Biden")
+
+
+def test_as_many_rewards_as_trajectories_are_written(tmp_path):
+    with pytest.raises(ValueError):
+        evaluation.write_trajectories(tmp_path / "step.jsonl", FOUR, [1.0])
+
+
+def test_exact_match_is_told_apart_by_question_file():
+    answers = {"nq/test/1": "x", "nq/test/2": "y", "b/7": "x"}
+    found = [trajectory(name, answer, ("x",), hops=0) for name, answer in answers.items()]
+    results = evaluation.summarise(found, split="test", decoding="greedy")
+    assert results.em_by_source == {"b": 1.0, "nq/test": 0.5}

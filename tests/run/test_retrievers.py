@@ -1,0 +1,84 @@
+"""Which search engine a config names."""
+
+import json
+
+import pytest
+
+from configs import base as base_config
+from searchr1_jax.retrieval import base
+from searchr1_jax.retrieval import building
+from searchr1_jax.retrieval import cache
+from searchr1_jax.retrieval import corpus as corpora
+from searchr1_jax.run import retrievers
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    rows = [{"id": f"p{i}", "contents": f'"{name}"\n{name} is a poet.'} for i, name in enumerate(["Mira", "Doru"])]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def index(workdir):
+    recipe = building.Recipe(
+        parts=("bm25",), encoder="", settings={}, dimensions=8, dtype="float32", memory_bytes=10**9, target_recall=0.95
+    )
+    corpus = corpora.Corpus(workdir / "corpus.jsonl")
+    building.claim(workdir / "index", building.planned(recipe, corpus, None))
+    building.finish(recipe, corpus, None, workdir / "index", [], lambda *_: None)
+    return workdir / "index"
+
+
+def _config(**retriever):
+    c = base_config.get_config()
+    c.retriever.update(retriever)
+    return c
+
+
+def _found(engine, query="Mira"):
+    return [passage.id for passage in engine.search([query], 1)[0]]
+
+
+def test_the_directory_of_an_index_is_opened(workdir, index):
+    assert _found(retrievers.make(_config(index=str(index)), workdir)) == ["p0"]
+    with pytest.raises(ValueError, match=r"search 'scann' is not possible: .* holds \['bm25'\]"):
+        retrievers.make(_config(index=str(index), search="scann"), workdir)
+    with pytest.raises(ValueError, match="/nowhere holds no index"):
+        retrievers.make(_config(index="/nowhere"), workdir)
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built index", "made at the start"])
+def test_what_was_recorded_is_replayed_without_the_engine(workdir, index, built, monkeypatch):
+    named = {"index": str(index)} if built else {"index": "exact", "dimensions": 16}
+    recording = retrievers.make(_config(cache="record", **named), workdir)
+    expected = recording.search(["Mira", "Doru"], 2)
+    monkeypatch.setattr(retrievers, "_engine", lambda *_: pytest.fail("the engine was made"))
+    replaying = retrievers.make(_config(cache="replay", **named), workdir)
+    assert isinstance(replaying, cache.QueryCache) and replaying.search(["Doru", "Mira"], 2) == expected[::-1]
+    with pytest.raises(base.RetrievalError, match="Kesa"):
+        replaying.search(["Kesa"], 2)
+
+
+def test_answers_recorded_with_another_engine_are_refused_with_both(workdir, index):
+    retrievers.make(_config(cache="record", index="exact", dimensions=16), workdir).search(["Mira"], 1)
+    with pytest.raises(ValueError, match="exact 16.*not of.*index "):
+        retrievers.make(_config(cache="replay", index=str(index)), workdir)
+
+
+def test_one_cache_is_not_shared_by_several_processes(workdir, monkeypatch):
+    monkeypatch.setattr(retrievers.jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="retriever.cache is 'record' with 2 processes; .* set it to \"off\""):
+        retrievers.make(_config(cache="record"), workdir)
+
+
+def test_what_only_a_built_index_knows_is_refused_of_another(workdir, index):
+    with pytest.raises(ValueError, match="retriever.search, retriever.reranker is of a built index, and .* is 'exact'"):
+        retrievers.make(_config(index="exact", search="hybrid", reranker="x"), workdir)
+    assert _found(retrievers.make(_config(index=str(index), search="bm25"), workdir)) == ["p0"]
+
+
+def test_an_engine_of_the_web_needs_its_key(workdir, monkeypatch):
+    monkeypatch.delenv("BRAVE_API_KEY", raising=False)
+    with pytest.raises(ValueError, match="BRAVE_API_KEY"):
+        retrievers.make(_config(url="brave"), workdir)
