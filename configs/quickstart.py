@@ -38,7 +38,7 @@ def get_config(arg=""):
 
     c.policy.learning_rate = 5e-4
     c.policy.warmup_steps = 1
-    c.policy.final_share = 0.1  # sampling noise goes with it
+    c.policy.final_lr_fraction = 0.1  # sampling noise goes with it
     c.policy.weight_decay = 0.0
     c.value.learning_rate = 1e-3
     c.value.warmup_steps = 1
@@ -59,7 +59,7 @@ def get_config(arg=""):
     c.sft.content_weight = 5.0
     c.sft.batch = 32
     c.sft.optimizer.learning_rate = 4e-3
-    c.sft.optimizer.final_share = 0.1
+    c.sft.optimizer.final_lr_fraction = 0.1
     c.sft.optimizer.weight_decay = 0.0
 
     return presets.apply(c, arg)

@@ -41,5 +41,5 @@ def get_config(arg=""):
     if c.rollout.samples > 1:
         # The published mini-batches hold 256 trajectories: 512 questions x 5 samples make 10 updates a rollout.
         c.learner.updates_per_rollout = 10
-        c.learner.cut_by = "trajectories"
+        c.learner.minibatch_by = "trajectories"
     return c

@@ -44,11 +44,11 @@ def trajectory(i: int, vocab_size: int) -> types.Trajectory:
 def run(model: pathlib.Path, output: pathlib.Path, *, data: int, fsdp: int, tensor: int) -> dict[str, float]:
     """PPO with a value model on the mesh of all devices of all processes. Returns the update's statistics."""
     rate = optimizer.OptimizerConfig(
-        learning_rate=1e-2, warmup_steps=1, final_share=1.0, total_steps=1, b1=0.9, b2=0.999, weight_decay=0.0,
+        learning_rate=1e-2, warmup_steps=1, final_lr_fraction=1.0, total_steps=1, b1=0.9, b2=0.999, weight_decay=0.0,
         max_gradient_norm=1.0,
     )  # fmt: skip
     config = update.UpdateConfig(
-        advantage="gae", discount=1.0, trace_decay=0.9, whiten=True, mask_estimates=True,
+        advantage="gae", discount=1.0, gae_lambda=0.9, whiten=True, mask_estimates=True,
         policy_loss="ppo_clip", clip_low=0.2, clip_high=0.2, dual_clip=0.0, importance_cap=2.0, value_clip=0.5,
         has_reference=True, kl_in="reward", kl_estimator="k1", entropy_coefficient=0.01, value_warmup_steps=0,
         temperature=1.0, vocab_chunk=16, offload=update.OFFLOADABLE,

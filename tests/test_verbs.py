@@ -371,7 +371,7 @@ def test_more_steps_go_on_from_fewer_only_where_the_learning_rate_does_not_depen
     run_directory.claim(_config(), tmp_path)
     with pytest.raises(ValueError, match="learner.steps: 6 there, 20 now"):  # its rate falls until the last step
         run_directory.check(_config(**{"learner.steps": 20}), tmp_path)
-    constant = {"policy.final_share": 1.0}
+    constant = {"policy.final_lr_fraction": 1.0}
     run_directory.claim(_config(**constant), tmp_path)
     run_directory.check(_config(**constant, **{"learner.steps": 20}), tmp_path)
 

@@ -121,11 +121,11 @@ def _median_ratio(above: list[float], below: list[float]) -> float:
 def grpo(*, vocab_chunk: int) -> update.UpdateConfig:
     """The published GRPO's update."""
     adam = optimizer.OptimizerConfig(
-        learning_rate=1e-6, warmup_steps=0, final_share=1.0, total_steps=1_000, b1=0.9, b2=0.999, weight_decay=0.01,
+        learning_rate=1e-6, warmup_steps=0, final_lr_fraction=1.0, total_steps=1_000, b1=0.9, b2=0.999, weight_decay=0.01,
         max_gradient_norm=1.0,
     )  # fmt: skip
     return update.UpdateConfig(
-        advantage="group_standardised", discount=1.0, trace_decay=1.0, whiten=False, mask_estimates=True,
+        advantage="group_standardised", discount=1.0, gae_lambda=1.0, whiten=False, mask_estimates=True,
         policy_loss="ppo_clip", clip_low=0.2, clip_high=0.2, dual_clip=0.0, importance_cap=0.0, value_clip=0.5,
         has_reference=True, kl_in="loss", kl_estimator="k3", entropy_coefficient=0.001, value_warmup_steps=0,
         temperature=1.0, vocab_chunk=vocab_chunk, offload=(), compute=COMPUTE,
@@ -312,7 +312,7 @@ class GRPO:
         row_tokens = s.prompt + s.new
         self._learner = update.Learner(s.model, grpo(vocab_chunk=row_tokens))
         self._recipe = minibatches.Recipe(
-            samples=s.samples, updates=1, cut_by="questions", drop_equal_groups=False,
+            samples=s.samples, updates=1, minibatch_by="questions", drop_equal_groups=False,
             advantage="group_standardised", aggregation="token_mean", constant_tokens=row_tokens,
             mask_environment=True, row_tokens=(row_tokens,), micro_batch_rows=s.micro_batch_rows,
         )  # fmt: skip

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def gae(reward_BT, value_BT, mask_BT, segment_BT, *, discount, trace_decay):
+def gae(reward_BT, value_BT, mask_BT, segment_BT, *, discount, gae_lambda):
     """Generalised advantage estimates over the tokens the policy wrote (Schulman et al., 2016, eq. 16).
 
     δₜ = rₜ + γ V(next written token) − Vₜ        Aₜ = δₜ + γλ A(next written token)
@@ -28,7 +28,7 @@ def gae(reward_BT, value_BT, mask_BT, segment_BT, *, discount, trace_decay):
         reward, value, mask, segment = now
         same = segment == next_segment
         next_value, next_advantage = jnp.where(same, next_value, 0.0), jnp.where(same, next_advantage, 0.0)
-        advantage = reward + discount * next_value - value + discount * trace_decay * next_advantage
+        advantage = reward + discount * next_value - value + discount * gae_lambda * next_advantage
         carry = jnp.where(mask, value, next_value), jnp.where(mask, advantage, next_advantage), segment
         return carry, jnp.where(mask, advantage, 0.0)
 
@@ -50,7 +50,7 @@ def returns(reward_BT, mask_BT, segment_BT, *, discount):
     Returns: float32[B, T], zero where the mask is False.
     """
     no_value = jnp.zeros_like(reward_BT)
-    return gae(reward_BT, no_value, mask_BT, segment_BT, discount=discount, trace_decay=1.0)
+    return gae(reward_BT, no_value, mask_BT, segment_BT, discount=discount, gae_lambda=1.0)
 
 
 def whiten(x, mask):

@@ -24,7 +24,7 @@ class Recipe:
 
     samples: int  # trajectories of a question
     updates: int  # mini-batches of a rollout
-    cut_by: str  # of CUTS; "questions" keeps the samples of a question together
+    minibatch_by: str  # of CUTS; "questions" keeps the samples of a question together
     drop_equal_groups: bool  # leave out questions whose samples were all rewarded alike
     advantage: str  # a key of advantages.GROUPED; any other is estimated token by token, later
     aggregation: str  # of packing.AGGREGATIONS
@@ -35,7 +35,7 @@ class Recipe:
 
     def __post_init__(self):
         for key, value, choices in (
-            ("learner.cut_by", self.cut_by, CUTS),
+            ("learner.minibatch_by", self.minibatch_by, CUTS),
             ("algorithm.aggregation", self.aggregation, packing.AGGREGATIONS),
         ):
             if value not in choices:
@@ -58,7 +58,7 @@ def make(trajectories: Sequence[types.Trajectory], scores: Sequence[float], reci
     varied = np.asarray(advantages.has_variance(by_group))
     groups = np.arange(total).reshape(-1, r.samples)
     kept = groups[varied] if r.drop_equal_groups else groups
-    if r.cut_by == "trajectories":
+    if r.minibatch_by == "trajectories":
         groups, kept = groups.reshape(-1, 1), kept.reshape(-1, 1)
     parts = [part.reshape(-1).tolist() for part in np.array_split(kept, r.updates)]
     most = -(-len(groups) // r.updates) * groups.shape[1]  # whatever is left out, so that shapes are constant

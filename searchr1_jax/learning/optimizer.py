@@ -18,7 +18,7 @@ class OptimizerConfig:
 
     learning_rate: float  # after warm-up
     warmup_steps: int  # linear from 0
-    final_share: float  # of the learning rate, reached linearly at the last step; 1 is constant
+    final_lr_fraction: float  # of the learning rate, reached linearly at the last step; 1 is constant
     total_steps: int
     b1: float
     b2: float
@@ -36,7 +36,7 @@ class OptimizerConfig:
     def learning_rate_at(self, step: jax.Array) -> jax.Array:
         """float32[], the learning rate of a step counted from 0."""
         warm = jnp.minimum(1.0, (step + 1) / max(1, self.warmup_steps))
-        cooled = 1.0 - (1.0 - self.final_share) * step / max(1, self.total_steps - 1)
+        cooled = 1.0 - (1.0 - self.final_lr_fraction) * step / max(1, self.total_steps - 1)
         return self.learning_rate * warm * cooled
 
     def apply(

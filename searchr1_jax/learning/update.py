@@ -41,7 +41,7 @@ class UpdateConfig:
 
     advantage: str  # of ADVANTAGES; "gae" brings a value model
     discount: float  # γ
-    trace_decay: float  # λ
+    gae_lambda: float  # λ
     whiten: bool  # tokenwise advantages, once a rollout
     mask_estimates: bool  # False: GAE, whitening and the value loss see all that follows the prompts
     policy_loss: str  # of POLICY_LOSSES
@@ -240,7 +240,7 @@ class Learner:
             estimate = functools.partial(advantages.returns, discount=c.discount)
             arrays = reward, estimated, stack("segment", batches)
             if c.has_value_model:
-                estimate = functools.partial(advantages.gae, discount=c.discount, trace_decay=c.trace_decay)
+                estimate = functools.partial(advantages.gae, discount=c.discount, gae_lambda=c.gae_lambda)
                 arrays = reward, value, estimated, stack("segment", batches)
             advantage = jax.vmap(jax.vmap(estimate))(*arrays)
             if c.has_value_model:

@@ -42,10 +42,10 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"learner.vocab_chunk of {c.learner.vocab_chunk} does not divide all learner.row_tokens of {rows}; use a"
             " divisor of them"
         )
-    units = c.rollout.questions * (c.rollout.samples if c.learner.cut_by == "trajectories" else 1)
+    units = c.rollout.questions * (c.rollout.samples if c.learner.minibatch_by == "trajectories" else 1)
     if units % c.learner.updates_per_rollout:
         raise ValueError(
-            f"{units} {c.learner.cut_by} of a rollout do not divide into learner.updates_per_rollout ="
+            f"{units} {c.learner.minibatch_by} of a rollout do not divide into learner.updates_per_rollout ="
             f" {c.learner.updates_per_rollout} mini-batches; use a divisor of them"
         )
     if c.algorithm.drop_equal_groups and c.rollout.samples == 1:

@@ -72,7 +72,7 @@ def check(config: Config, workdir: pathlib.Path) -> None:
     if not path.exists():
         return
     free = _FREE
-    if config.policy.final_share == config.value.final_share == 1:
+    if config.policy.final_lr_fraction == config.value.final_lr_fraction == 1:
         free += ("learner.steps",)  # else the learning rate of every step depends on their number
     found = differences(json.loads(path.read_text()), as_json(config))
     changed = [words for key, words in found.items() if not key.startswith(free)]

@@ -285,7 +285,7 @@ def recipe(config: Config) -> minibatches.Recipe:
     return minibatches.Recipe(
         samples=r.samples,
         updates=c.updates_per_rollout,
-        cut_by=c.cut_by,
+        minibatch_by=c.minibatch_by,
         drop_equal_groups=a.drop_equal_groups,
         advantage=a.advantage,
         aggregation=a.aggregation,
@@ -327,7 +327,7 @@ def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
         update.UpdateConfig(
             advantage=a.advantage,
             discount=a.discount,
-            trace_decay=a.trace_decay,
+            gae_lambda=a.gae_lambda,
             whiten=a.whiten,
             mask_estimates=a.mask_estimates,
             policy_loss=a.policy_loss,

@@ -123,7 +123,7 @@ def test_parameters_gradients_and_moments_lie_where_the_table_says(family, shape
     params, _, _, gradient = computed(family, shape)
     mesh, layout = meshes.make(*shape), layout_of(family, shape)
     adam = optimizer.OptimizerConfig(
-        learning_rate=1.0, warmup_steps=1, final_share=1.0, total_steps=1, b1=0.9, b2=0.99, weight_decay=0.1,
+        learning_rate=1.0, warmup_steps=1, final_lr_fraction=1.0, total_steps=1, b1=0.9, b2=0.99, weight_decay=0.1,
         max_gradient_norm=1.0,
     )  # fmt: skip
     with jax.set_mesh(mesh):

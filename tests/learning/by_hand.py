@@ -64,13 +64,13 @@ def each_trajectory(mask, segment):
             yield row, places, [t for t, place in enumerate(places) if mask[row, place]]
 
 
-def gae(reward, value, written, *, discount, trace_decay):
+def gae(reward, value, written, *, discount, gae_lambda):
     """Aₜ = Σₖ (γλ)ᵏ δₜ₊ₖ over the `written` tokens of one trajectory; δ = r + γ V(next written) − V."""
     value_after = {now: value[after] for now, after in itertools.pairwise(written)}
     delta = {t: reward[t] + discount * value_after.get(t, 0.0) - value[t] for t in written}
     advantage = np.zeros(len(reward))
     for i, t in enumerate(written):
-        advantage[t] = sum((discount * trace_decay) ** k * delta[later] for k, later in enumerate(written[i:]))
+        advantage[t] = sum((discount * gae_lambda) ** k * delta[later] for k, later in enumerate(written[i:]))
     return advantage
 
 

@@ -23,17 +23,17 @@ def _by_trajectory(formula, arrays, mask, segment, **constants):
     return expected
 
 
-@pytest.mark.parametrize("discount, trace_decay", [(1.0, 1.0), (1.0, 0.9), (0.95, 1.0), (0.9, 0.7), (1.0, 0.0)])
-def test_gae_is_the_sum_over_the_written_tokens_of_each_packed_trajectory(rows, discount, trace_decay):
+@pytest.mark.parametrize("discount, gae_lambda", [(1.0, 1.0), (1.0, 0.9), (0.95, 1.0), (0.9, 0.7), (1.0, 0.0)])
+def test_gae_is_the_sum_over_the_written_tokens_of_each_packed_trajectory(rows, discount, gae_lambda):
     reward, value, mask, segment = rows
-    constants = dict(discount=discount, trace_decay=trace_decay)
+    constants = dict(discount=discount, gae_lambda=gae_lambda)
     expected = _by_trajectory(by_hand.gae, (reward, value), mask, segment, **constants)
     np.testing.assert_allclose(advantages.gae(*rows, **constants), expected, atol=2e-6)
 
 
 def test_without_discount_and_decay_the_advantage_is_what_is_still_to_come_minus_the_value(rows):
     reward, value, mask, segment = rows
-    actual = advantages.gae(*rows, discount=1.0, trace_decay=1.0)
+    actual = advantages.gae(*rows, discount=1.0, gae_lambda=1.0)
     for row, t in np.argwhere(mask):
         later = mask[row] & (segment[row] == segment[row, t]) & (np.arange(mask.shape[1]) >= t)
         np.testing.assert_allclose(actual[row, t], reward[row, later].sum() - value[row, t], atol=2e-6)
@@ -41,7 +41,7 @@ def test_without_discount_and_decay_the_advantage_is_what_is_still_to_come_minus
 
 def test_gae_ignores_whatever_stands_outside_the_mask(rows):
     reward, value, mask, segment = rows
-    constants = dict(discount=0.9, trace_decay=0.8)
+    constants = dict(discount=0.9, gae_lambda=0.8)
     spoilt = [np.where(mask, x, np.nan).astype(np.float32) for x in (reward, value)]
     expected = advantages.gae(*rows, **constants)
     np.testing.assert_array_equal(advantages.gae(*spoilt, mask, segment, **constants), expected)
@@ -51,7 +51,7 @@ def test_gae_ignores_whatever_stands_outside_the_mask(rows):
 def test_retrieved_tokens_between_two_turns_do_not_decay_a_reward():
     reward, value = np.array([[0, 0, 0, 0, 8.0]], np.float32), np.zeros((1, 5), np.float32)
     mask, segment = np.array([[True, False, False, False, True]]), np.ones((1, 5), np.int32)
-    actual = advantages.gae(reward, value, mask, segment, discount=0.5, trace_decay=0.5)
+    actual = advantages.gae(reward, value, mask, segment, discount=0.5, gae_lambda=0.5)
     np.testing.assert_array_equal(actual, [[2.0, 0, 0, 0, 8.0]])  # one written token later: 8 · γλ
 
 

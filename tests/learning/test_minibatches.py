@@ -9,7 +9,7 @@ from searchr1_jax.core import types
 from searchr1_jax.learning import minibatches
 
 RECIPE = minibatches.Recipe(
-    samples=2, updates=2, cut_by="questions", drop_equal_groups=False, advantage="group_mean",
+    samples=2, updates=2, minibatch_by="questions", drop_equal_groups=False, advantage="group_mean",
     aggregation="token_mean", constant_tokens=8, mask_environment=True, row_tokens=(8, 16), micro_batch_rows=2,
 )  # fmt: skip
 SCORES = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0]  # of two samples of a, b, c and d: b and d don't vary
@@ -49,7 +49,7 @@ def test_the_samples_of_a_question_stay_in_one_minibatch():
 
 
 def test_cut_by_trajectories_groups_may_be_torn():
-    assert make(updates=8, cut_by="trajectories").learned == [[i] for i in range(8)]
+    assert make(updates=8, minibatch_by="trajectories").learned == [[i] for i in range(8)]
 
 
 def test_a_batch_holds_its_trajectories_and_their_advantages():
@@ -104,7 +104,7 @@ def test_utilisation_is_the_share_of_places_with_a_token():
     assert make().statistics["row_utilisation"] == pytest.approx((14 + 15) / 32)
 
 
-@pytest.mark.parametrize("key, value", [("cut_by", "tokens"), ("aggregation", "mean")])
+@pytest.mark.parametrize("key, value", [("minibatch_by", "tokens"), ("aggregation", "mean")])
 def test_an_unknown_choice_is_refused_with_those_that_there_are(key, value):
     with pytest.raises(ValueError, match=f"{key} is '{value}'; choose from"):
         dataclasses.replace(RECIPE, **{key: value})

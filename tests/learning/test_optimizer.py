@@ -11,7 +11,7 @@ from searchr1_jax.learning import optimizer
 
 def _config(**changes):
     fields = dict(
-        learning_rate=0.5, warmup_steps=1, final_share=1.0, total_steps=100, b1=0.9, b2=0.99, weight_decay=0.1,
+        learning_rate=0.5, warmup_steps=1, final_lr_fraction=1.0, total_steps=100, b1=0.9, b2=0.99, weight_decay=0.1,
         max_gradient_norm=1.0,
     )  # fmt: skip
     return optimizer.OptimizerConfig(**fields | changes)
@@ -23,8 +23,8 @@ def _config(**changes):
         (dict(warmup_steps=0), {0: 0.5, 99: 0.5}),
         (dict(warmup_steps=1), {0: 0.5, 1: 0.5}),
         (dict(warmup_steps=4), {0: 0.125, 1: 0.25, 3: 0.5, 4: 0.5, 99: 0.5}),
-        (dict(warmup_steps=0, final_share=0.2, total_steps=11), {0: 0.5, 5: 0.3, 10: 0.1}),
-        (dict(warmup_steps=4, final_share=0.0, total_steps=11), {1: 0.225, 5: 0.25}),
+        (dict(warmup_steps=0, final_lr_fraction=0.2, total_steps=11), {0: 0.5, 5: 0.3, 10: 0.1}),
+        (dict(warmup_steps=4, final_lr_fraction=0.0, total_steps=11), {1: 0.225, 5: 0.25}),
     ],
 )
 def test_learning_rate(changes, rates):

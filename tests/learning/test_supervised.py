@@ -15,7 +15,7 @@ from searchr1_jax.models import decoder
 MODEL = slow_decoder.tiny_config(width=32)
 ROW_TOKENS, STEP, RATE = 32, 1, 0.004
 CONFIG = optimizer.OptimizerConfig(
-    learning_rate=0.01, warmup_steps=5, final_share=1.0, total_steps=50, b1=0.9, b2=0.99, weight_decay=0.1,
+    learning_rate=0.01, warmup_steps=5, final_lr_fraction=1.0, total_steps=50, b1=0.9, b2=0.99, weight_decay=0.1,
     max_gradient_norm=0.5,
 )  # fmt: skip
 

@@ -33,7 +33,7 @@ REWARDS = (1.0, 0.0, 0.5, -0.3, 1.0, 0.2, 0.0, 1.0)
 
 def _optimizer(**changes):
     fields = dict(
-        learning_rate=RATE * 2, warmup_steps=8, final_share=1.0, total_steps=50, b1=0.8, b2=0.9, weight_decay=0.1,
+        learning_rate=RATE * 2, warmup_steps=8, final_lr_fraction=1.0, total_steps=50, b1=0.8, b2=0.9, weight_decay=0.1,
         max_gradient_norm=0.3,
     )  # fmt: skip
     return optimizer.OptimizerConfig(**fields | changes)
@@ -41,7 +41,7 @@ def _optimizer(**changes):
 
 def _config(**changes) -> update.UpdateConfig:
     fields = dict(
-        advantage="gae", discount=0.97, trace_decay=0.9, whiten=True, mask_estimates=True, policy_loss="ppo_clip",
+        advantage="gae", discount=0.97, gae_lambda=0.9, whiten=True, mask_estimates=True, policy_loss="ppo_clip",
         clip_low=0.2, clip_high=0.2, dual_clip=0.0, importance_cap=0.0, value_clip=0.1, has_reference=True,
         kl_in="reward", kl_estimator="k1", entropy_coefficient=0.03, value_warmup_steps=2, temperature=0.8,
         vocab_chunk=8, offload=(), compute=slow_decoder.COMPUTE, policy_optimizer=_optimizer(),
@@ -173,7 +173,7 @@ def lessons(rollout):
         value = np.append(np.nan, (hidden @ rollout.scored_value["head"])[:-1])
         received = -KL * (old - reference)
         received[written[-1]] += reward
-        advantage = by_hand.gae(received, value, written, discount=c.discount, trace_decay=c.trace_decay)
+        advantage = by_hand.gae(received, value, written, discount=c.discount, gae_lambda=c.gae_lambda)
         everything.append(by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage, value, advantage + value))
     pool = np.concatenate([lesson.advantage[lesson.written] for lesson in everything])
     whitened = [
@@ -446,7 +446,7 @@ def test_estimates_without_their_mask_see_what_the_environment_wrote(result, rol
         response = np.arange(t.prompt_tokens, len(t.tokens))
         received = -KL * (lesson.old_logp - lesson.reference_logp)
         received[np.flatnonzero(t.sampled)[-1]] += reward
-        options = dict(discount=c.discount, trace_decay=c.trace_decay)
+        options = dict(discount=c.discount, gae_lambda=c.gae_lambda)
         everything.append((response, by_hand.gae(received, lesson.old_value, response, **options), lesson))
     pool = np.concatenate([advantage[response] for response, advantage, _ in everything])
     for half, host, target in zip((everything[:4], everything[4:]), rollout.hosts, targets, strict=True):
