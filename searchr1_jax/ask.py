@@ -1,33 +1,28 @@
 r"""Asks the policy a question and prints the episode, coloured by who wrote what.
 
-python -m searchr1_jax.ask --config=configs/quickstart.py --workdir=runs/quickstart --question="who founded …"
+python -m searchr1_jax.ask --workdir=runs/quickstart --question="who founded …"
 
 Without --question it reads questions from the terminal, one a line. --model and --retriever are those of `evaluate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import itertools
+import os
 import sys
 
 from absl import flags
 from rich import console as rich_console
 from rich import text as rich_text
 
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.run import command
-from searchr1_jax.run import retrievers
-from searchr1_jax.run import setup
+from searchr1_jax.run import model_files
+from searchr1_jax.run import parts
 from searchr1_jax.text import tokenizer
-
-_CONFIG, _WORKDIR = command.define_flags()
-_QUESTION = flags.DEFINE_string("question", None, "what to ask; default: lines from the terminal")
-_MODEL = flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
-_STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
-_RETRIEVER = flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
-_DECODING = flags.DEFINE_enum("decoding", "greedy", ["greedy", "sampled"], "how tokens are chosen")
 
 _STYLES = {"prompt": "dim", "policy": "bold green", "environment": "cyan"}
 
@@ -42,6 +37,47 @@ def coloured(trajectory: types.Trajectory, tokens: tokenizer.Tokenizer) -> rich_
     return out
 
 
+def run(
+    settings: settings_lib.Settings,
+    workdir: str | os.PathLike,
+    questions: Iterable[str],
+    *,
+    model: str | None = None,
+    step: int | None = None,
+    decoding: str = "greedy",
+    strict: bool = True,
+    console: rich_console.Console | None = None,
+) -> list[types.Trajectory]:
+    """Asks one question after another, prints the episodes, and returns them.
+
+    Args:
+      strict: whether a question that cannot be asked, or a search that fails, is an error; else it is printed, and the
+        next question may do better.
+    """
+    console, chosen, episodes = console or rich_console.Console(), parts.decoding(settings, decoding), []
+    with command.session(settings, workdir, create=bool(model), alone=True) as directory:
+        policy = model_files.load(settings, directory, model=model, step=step)
+        actor = parts.actor(settings, parts.environment(settings, directory), policy.model, policy.tokens)
+        actor.engine.load(policy.params)
+        legend = ((f"{author}  ", style) for author, style in _STYLES.items())
+        console.print(rich_text.Text.assemble(f"{policy.origin}    ", *legend))
+        for question in questions:
+            example = types.QAExample(id="ask", question=question, golden_answers=())
+            try:
+                tasks = parts.tasks(settings, [example], policy.tokens, samples=1)
+                (trajectory,) = actor.rollout.run(tasks, chosen, seed=settings.seed, step=0)
+            except (ValueError, retrieval.RetrievalError) as error:
+                if strict:
+                    raise
+                console.print(f"error: {error}", markup=False)
+                continue
+            console.print(coloured(trajectory, policy.tokens))
+            outcome = f"[{trajectory.stop_reason}]  answer: {trajectory.answer}\n"
+            console.print(outcome, style="dim", markup=False)
+            episodes.append(trajectory)
+    return episodes
+
+
 def _lines(console: rich_console.Console) -> Iterator[str]:
     """Questions from the terminal, or from whatever stands in for it, until its end."""
     while True:
@@ -53,35 +89,20 @@ def _lines(console: rich_console.Console) -> Iterator[str]:
             yield line
 
 
-def main(argv):
+def define() -> None:
+    command.define_settings()
+    command.define_policy()
+    flags.DEFINE_string("question", None, "what to ask; default: lines from the terminal")
+    flags.DEFINE_enum("decoding", "greedy", ["greedy", "sampled"], "how tokens are chosen")
+
+
+def main(argv: Sequence[str]) -> None:
     del argv
-    config, console = _CONFIG.value, rich_console.Console()
-    if _RETRIEVER.value:
-        config.retriever.url = _RETRIEVER.value
-    decoding = setup.decoding(config, _DECODING.value)
-    with command.session(config, _WORKDIR.value, create=bool(_MODEL.value), alone=True) as workdir:
-        policy = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
-        environment = setup.search_environment(config, retrievers.make(config, workdir))
-        engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
-        engine.load(policy.params)
-        legend = rich_text.Text.assemble(
-            f"{policy.origin}    ", *((f"{author}  ", style) for author, style in _STYLES.items())
-        )
-        console.print(legend)
-        for question in [_QUESTION.value] if _QUESTION.value else _lines(console):
-            example = types.QAExample(id="ask", question=question, golden_answers=())
-            try:
-                tasks = setup.tasks(config, [example], policy.tokens, samples=1)
-                (trajectory,) = rollout.run(tasks, decoding, seed=config.seed, step=0)
-            except (ValueError, retrieval.RetrievalError) as error:
-                if _QUESTION.value:
-                    raise
-                console.print(f"error: {error}", markup=False)  # the next question may do better
-                continue
-            console.print(coloured(trajectory, policy.tokens))
-            outcome = f"[{trajectory.stop_reason}]  answer: {trajectory.answer}\n"
-            console.print(outcome, style="dim", markup=False)
+    given, console = flags.FLAGS, rich_console.Console()
+    questions = _lines(console) if given.question is None else [given.question]
+    policy = dict(model=given.model, step=given.step, decoding=given.decoding)
+    run(command.settings(), given.workdir, questions, **policy, strict=given.question is not None, console=console)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, define)

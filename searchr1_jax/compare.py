@@ -5,7 +5,9 @@ python -m searchr1_jax.compare --workdir=runs/quickstart --before=base --after=f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -16,10 +18,6 @@ from rich import table as rich_table
 from rich import text as rich_text
 
 from searchr1_jax.run import command
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run")
-_BEFORE = flags.DEFINE_string("before", "base", "name of an evaluation in <workdir>/eval")
-_AFTER = flags.DEFINE_string("after", "final", "name of another")
 
 _DECODINGS = ("greedy", "sampled")
 
@@ -85,17 +83,32 @@ def side_by_side(workdir: pathlib.Path, before: str, after: str) -> rich_table.T
     return table
 
 
-def main(argv):
-    del argv
-    workdir, before, after = pathlib.Path(_WORKDIR.value), _BEFORE.value, _AFTER.value
-    summary = summarise(workdir, before, after)
-    path = workdir / "summary.json"
+def run(workdir: str | os.PathLike, *, before: str = "base", after: str = "final") -> dict[str, Any]:
+    """Prints two evaluations of a workdir, and writes and returns their summary.
+
+    Args:
+      before, after: names of evaluations in <workdir>/eval.
+    """
+    directory, console = pathlib.Path(workdir), rich_console.Console()
+    summary = summarise(directory, before, after)
+    path = directory / "summary.json"
     path.write_text(json.dumps(summary, indent=2) + "\n")
-    console = rich_console.Console()
     console.print(figures(summary, before, after))
-    console.print(side_by_side(workdir, before, after))
+    console.print(side_by_side(directory, before, after))
     console.print(f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.2f} GB at most  ->  {path}", markup=False)
+    return summary
+
+
+def define() -> None:
+    flags.DEFINE_string("workdir", None, "directory of the run")
+    flags.DEFINE_string("before", "base", "name of an evaluation in <workdir>/eval")
+    flags.DEFINE_string("after", "final", "name of another")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    run(flags.FLAGS.workdir, before=flags.FLAGS.before, after=flags.FLAGS.after)
 
 
 if __name__ == "__main__":
-    command.run(main, required=("workdir",))
+    command.run(main, define)

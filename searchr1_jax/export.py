@@ -8,59 +8,87 @@ it is whole; an existing one is replaced only with --overwrite.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
+import os
 import pathlib
 
 from absl import flags
+import jax.numpy as jnp
 
-from searchr1_jax.models import decoder
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.run import command
-from searchr1_jax.run import curves
 from searchr1_jax.run import metrics
+from searchr1_jax.run import model_card
+from searchr1_jax.run import model_files
 from searchr1_jax.run import run_directory
-from searchr1_jax.run import setup
-
-_CONFIG, _WORKDIR = command.define_flags()
-_OUTPUT = flags.DEFINE_string("output", None, "directory to write", required=True)
-_STEP = flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
-_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "of the files; default: the weights'")
-_MAX_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "10⁹ bytes of one file at most", lower_bound=1e-6)
-_VALUE = flags.DEFINE_bool("value", False, "write the value model too, into <output>/value")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "replace what is there")
+from searchr1_jax.text import protocol
 
 
-def main(argv):
-    del argv
-    output, home = pathlib.Path(_OUTPUT.value), pathlib.Path(_WORKDIR.value)
+def run(
+    settings: settings_lib.Settings,
+    workdir: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    step: int | None = None,
+    dtype: str | None = None,
+    max_shard_gb: float = 5.0,
+    value: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Writes the directory `output`; the arguments are the flags of the same names.
+
+    Raises:
+      ValueError: where `output` is taken, or there is no such checkpoint.
+    """
+    home, output = pathlib.Path(workdir), pathlib.Path(output)
     if home.resolve().is_relative_to(output.resolve()) or output.is_file():
         raise ValueError(f"--output {output} is a file or holds the run itself; name a directory of its own")
-    if output.exists() and not _OVERWRITE.value:
+    if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
     if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
         raise ValueError(f"{output} exists and is no exported model, so it is not replaced; choose another --output")
-    config = _CONFIG.value or run_directory.config_of(home)
-    with (
-        command.session(config, _WORKDIR.value, create=False) as workdir,
-        metrics.verb(workdir, "export"),
-    ):
-        policy = setup.policy(config, workdir, step=_STEP.value)
-        value = None
-        if _VALUE.value:
-            value = setup.restore(config, workdir, "value", decoder.Value, step=_STEP.value)[1]
-        path = workdir / "config.json"
-        run = json.loads(path.read_text()) if path.exists() else json.loads(config.to_json_best_effort())
-        setup.save_model(
+    with command.session(settings, workdir, create=False) as home, metrics.booked(home, "export"):
+        policy = model_files.load(settings, home, step=step)
+        critic = model_files.restore(settings, home, "value", step=step)[1] if value else None
+        own = run_directory.settings_of(home) if (home / run_directory.CONFIG).exists() else settings
+        assert policy.about is not None  # it is a checkpoint's
+        model_files.save(
             output,
             policy.model,
             policy.tokens,
             policy.params,
-            value=value,
-            dtype=setup.dtype(_DTYPE.value) if _DTYPE.value else None,
-            max_shard_gb=_MAX_SHARD_GB.value,
-            card=curves.model_card(workdir, run, name=output.name, **policy.extra),
+            value=critic,
+            dtype=jnp.dtype(dtype) if dtype else None,
+            max_shard_gb=max_shard_gb,
+            card=model_card.text(home, own, policy.about, name=output.name, stops=protocol.STOP_TAGS),
         )
         metrics.say(f"wrote {policy.origin} as {output}")
 
 
+def define() -> None:
+    command.define_settings()
+    flags.DEFINE_string("output", None, "directory to write", required=True)
+    flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
+    flags.DEFINE_enum("dtype", None, settings_lib.DTYPES, "of the files; default: the weights'")
+    flags.DEFINE_float("max_shard_gb", 5.0, "10⁹ bytes of one file at most", lower_bound=1e-6)
+    flags.DEFINE_bool("value", False, "write the value model too, into <output>/value")
+    flags.DEFINE_bool("overwrite", False, "replace what is there")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    given = flags.FLAGS
+    run(
+        command.settings(),
+        given.workdir,
+        given.output,
+        step=given.step,
+        dtype=given.dtype,
+        max_shard_gb=given.max_shard_gb,
+        value=given.value,
+        overwrite=given.overwrite,
+    )
+
+
 if __name__ == "__main__":
-    command.run(main, required=("workdir",))
+    command.run(main, define)

@@ -20,19 +20,23 @@ python -m searchr1_jax.evaluate --config=configs/quickstart.py --workdir=runs/qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import functools
 import itertools
-import json
+import os
 import pathlib
 import time
 
+from absl import flags
+import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
 from searchr1_jax.data import demonstrations
 from searchr1_jax.data import packing
+from searchr1_jax.data.invented import drills
 from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import config as model_config
@@ -40,59 +44,45 @@ from searchr1_jax.models import hf
 from searchr1_jax.run import checkpoint
 from searchr1_jax.run import command
 from searchr1_jax.run import metrics
+from searchr1_jax.run import model_files
 from searchr1_jax.run import run_directory
-from searchr1_jax.run import setup
 from searchr1_jax.text import tokenizer
 
-_CONFIG, _WORKDIR = command.define_flags()
 _CHECKPOINT_EVERY = 200  # steps
 _SAY_EVERY = 50  # steps
-# What a run must go on with.
-_DECISIVE = (
-    "sft.", "data.demonstrations", "world.", "protocol.", "rollout.passages", "rollout.max_information_tokens",
-    "rollout.context_tokens", "learner.row_tokens", "learner.micro_batch_rows", "model.param_dtype",
-    "model.compute_dtype",
-)  # fmt: skip
 
 
-def rows_from_world(config: setup.Config, workdir: pathlib.Path, step: int) -> Iterator[dict]:
+def rows_from_world(settings: settings_lib.Settings, workdir: pathlib.Path, step: int) -> Iterator[dict]:
     """The endless rows of the invented world's demonstrations, from a step on.
 
     Raises:
       ValueError: where the workdir's corpus is not that world's.
     """
-    path, c = workdir / "world.json", config.sft
-    there = json.loads(path.read_text()) if path.exists() else {}
-    if changed := run_directory.differences(there, run_directory.invented_world(config)):
+    changed, c = run_directory.world_differences(settings, workdir), settings.sft
+    if changed is None or changed:
+        why = "; ".join(changed) if changed else "it holds none"
         raise ValueError(
-            f"the world of {workdir} is not the config's ({'; '.join(changed.values())}); run python -m"
-            " searchr1_jax.prepare in another --workdir, or name files in data.demonstrations"
+            f"the world of {workdir} is not the config's ({why}); run python -m searchr1_jax.prepare in another"
+            " --workdir, or name files in data.demonstrations"
         )
-    world = setup.world(config)
-    questions = world_lib.questions(world, "train")
-    shares = demonstrations.Mixture(
-        right=c.mixture_right,
-        guess=c.mixture_guess,
-        wrong_entity=c.mixture_wrong_entity,
-        stopped_early=c.mixture_stopped_early,
-        guess_weight=c.guess_weight,
-    )
-    made = dict(passages=config.rollout.passages, seed=c.seed)
-    drills = itertools.islice(demonstrations.drills(world, questions, **made), c.drill_steps * c.batch)
-    rows = itertools.chain(drills, demonstrations.mixture(world, questions, shares, **made))
+    world = world_lib.make_world(settings.world)
+    questions, passages = world_lib.questions(world, "train"), settings.rollout.passages
+    moves = drills.drills(world, questions, passages=passages, seed=c.seed)
+    moves = itertools.islice(moves, c.drill_steps * c.batch)
+    rows = itertools.chain(moves, drills.mixture(world, questions, c, passages=passages))
     return itertools.islice(rows, step * c.batch, None)
 
 
 def read_files(
-    config: setup.Config, workdir: pathlib.Path, as_trajectory: Callable, vocab_size: int
+    settings: settings_lib.Settings, workdir: pathlib.Path, as_trajectory: Callable, vocab_size: int
 ) -> list[demonstrations.Weighted]:
-    """All that the config's files hold and that is rewarded enough.
+    """All that the files of `data.demonstrations` hold and that is rewarded enough.
 
     Raises:
       ValueError: naming file and line of a row that cannot be learned, or where nothing is left.
     """
-    chosen, left_out, limit = [], 0, config.sft.min_reward
-    for name in config.data.demonstrations:
+    chosen, left_out, limit = [], 0, settings.sft.min_reward
+    for name in settings.data.demonstrations:
         path = run_directory.find(name, workdir, "data.demonstrations")
         found, less = demonstrations.read(path, as_trajectory, vocab_size=vocab_size, min_reward=limit)
         chosen, left_out = chosen + found, left_out + less
@@ -113,7 +103,7 @@ def shuffled(items: list, seed: int) -> Iterator:
 
 
 def source(
-    config: setup.Config,
+    settings: settings_lib.Settings,
     workdir: pathlib.Path,
     tokens: tokenizer.Tokenizer,
     model: model_config.ModelConfig,
@@ -123,62 +113,70 @@ def source(
     as_trajectory = functools.partial(
         demonstrations.to_trajectory,
         tokenizer=tokens,
-        protocol=setup.texts(config),
-        max_information_tokens=config.rollout.max_information_tokens,
-        context=config.rollout.context_tokens,
-        content_weight=config.sft.content_weight,
+        protocol=settings.protocol,
+        max_information_tokens=settings.rollout.max_information_tokens,
+        context=settings.rollout.context_tokens,
+        content_weight=settings.sft.content_weight,
     )
-    if not config.data.demonstrations:
-        return map(as_trajectory, rows_from_world(config, workdir, step))
-    chosen = read_files(config, workdir, as_trajectory, model.vocab_size)
-    return itertools.islice(shuffled(chosen, config.sft.seed), step * config.sft.batch, None)
+    if not settings.data.demonstrations:
+        return map(as_trajectory, rows_from_world(settings, workdir, step))
+    chosen = read_files(settings, workdir, as_trajectory, model.vocab_size)
+    return itertools.islice(shuffled(chosen, settings.sft.seed), step * settings.sft.batch, None)
 
 
-def batches(config: setup.Config, pairs: Iterator[demonstrations.Weighted]) -> Iterator[types.Batch]:
+def batches(settings: settings_lib.Settings, pairs: Iterator[demonstrations.Weighted]) -> Iterator[types.Batch]:
     """The endless batches of a run, on the mesh."""
-    size = config.sft.batch
+    size = settings.sft.batch
     while True:
         trajectories, weights = zip(*itertools.islice(pairs, size))
         batch = packing.pack(
             trajectories,
             [0.0] * size,
             weights=weights,
-            row_tokens=config.learner.row_tokens[-1],
-            micro_batch_rows=config.learner.micro_batch_rows,
+            row_tokens=settings.learner.row_tokens[-1],
+            micro_batch_rows=settings.learner.micro_batch_rows,
             max_rows=size,
         )
         yield parallel.to_mesh(batch, None, "batch", None)
 
 
-def directory(config: setup.Config, workdir: pathlib.Path) -> pathlib.Path:
+def place(settings: settings_lib.Settings, workdir: pathlib.Path) -> pathlib.Path:
     """Where a run keeps its checkpoints: one place for each model that is written into a workdir."""
-    return workdir / "sft" / pathlib.PurePath(config.sft.output).name
+    return workdir / "sft" / pathlib.PurePath(settings.sft.output).name
 
 
-def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.Checkpoints) -> None:
-    """The whole run, or what is left of it."""
-    c = config.sft
-    start_from = setup.model_directory(c.model, workdir, "sft.model")
-    model, tokens = hf.read_config(start_from), tokenizer.Tokenizer.load(start_from)
-    total = c.steps if config.data.demonstrations else c.drill_steps + c.mixture_steps
-    flat = run_directory.flatten(run_directory.as_json(config))
-    settings = {key: value for key, value in flat.items() if key.startswith(_DECISIVE)}
+def resumed(
+    settings: settings_lib.Settings, decisive: dict, workdir: pathlib.Path, checkpoints: checkpoint.Checkpoints
+) -> int:
+    """The step to go on from, 0 for a new run.
+
+    Raises:
+      ValueError: where the checkpoint is of a run with other settings.
+    """
     step = checkpoints.latest or 0
     if step:
-        _, extra = checkpoints.restore(step, {})
-        if changed := run_directory.differences(extra["config"], settings):
+        where = place(settings, workdir)
+        begun = run_directory.written(checkpoints.restore(step, {})[1]["config"], str(where))
+        changed = [change for change in run_directory.changes(begun, settings) if change.key in decisive]
+        if changed:
             raise ValueError(
-                f"{directory(config, workdir)} holds a run with another config ({'; '.join(changed.values())}); go on"
-                " with that config, choose another --workdir, or remove that directory"
+                f"{where} holds a run with another config ({'; '.join(map(str, changed))}); go on with that config,"
+                " choose another --workdir, or remove that directory"
             )
-    found = batches(config, source(config, workdir, tokens, model, step))
-    learner = supervised.SupervisedLearner(
-        model,
-        setup.optimizer_config(c.optimizer, total),
-        compute=setup.compute(config),
-        vocab_chunk=config.learner.vocab_chunk,
-    )
-    state = learner.init(hf.load(start_from, dtype=setup.dtype(config.model.param_dtype)))
+    return step
+
+
+def train(settings: settings_lib.Settings, workdir: pathlib.Path, checkpoints: checkpoint.Checkpoints) -> None:
+    """The whole run, or what is left of it."""
+    c = settings.sft
+    start_from = model_files.find(c.model, workdir, "sft.model")
+    model, tokens = hf.read_config(start_from), tokenizer.Tokenizer.load(start_from)
+    total = c.steps if settings.data.demonstrations else c.drill_steps + c.mixture_steps
+    decisive = {key.name: key.value for key in settings_lib.keys(settings) if key.rules["base"]}
+    step = resumed(settings, decisive, workdir, checkpoints)
+    found = batches(settings, source(settings, workdir, tokens, model, step))
+    learner = supervised.SupervisedLearner(model, settings, total_steps=total)
+    state = learner.init(hf.load(start_from, dtype=jnp.dtype(settings.model.param_dtype)))
     if step:
         state = supervised.SupervisedState(**checkpoints.restore(step, state._asdict())[0])
         metrics.say(f"resuming at step {step} of {total}")
@@ -194,21 +192,25 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
             said, began = step, time.time()
             metrics.say(f"sft step {step}/{total}  loss {loss:.4f}  {per_step * 1e3:.0f} ms/step")
         if step % _CHECKPOINT_EVERY == 0 or step == total:
-            checkpoints.save(step, state._asdict(), {"config": settings})
-    setup.save_model(workdir / c.output, model, tokens, state.policy)
+            checkpoints.save(step, state._asdict(), {"config": decisive})
+    model_files.save(workdir / c.output, model, tokens, state.policy)
     metrics.say(f"wrote {workdir / c.output}")
 
 
-def main(argv):
-    del argv
-    config = _CONFIG.value
+def run(settings: settings_lib.Settings, workdir: str | os.PathLike) -> None:
+    """Trains `sft.model` into `sft.output` in the workdir, or goes on there."""
     with (
-        command.session(config, _WORKDIR.value) as workdir,
-        metrics.verb(workdir, "sft"),
-        checkpoint.Checkpoints(directory(config, workdir), keep=1) as checkpoints,
+        command.session(settings, workdir) as directory,
+        metrics.booked(directory, "sft"),
+        checkpoint.Checkpoints(place(settings, directory), keep=1) as checkpoints,
     ):
-        train(config, workdir, checkpoints)
+        train(settings, directory, checkpoints)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    run(command.settings(), flags.FLAGS.workdir)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, command.define_settings)

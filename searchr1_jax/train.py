@@ -4,32 +4,35 @@ python -m searchr1_jax.train --config=configs/quickstart.py --workdir=runs/quick
 
 A run lives in its workdir and resumes from there by itself, exactly: killed at any moment and started again, it ends
 with the same numbers. Ctrl-C or SIGTERM ends it after the step in progress, with a checkpoint; a second Ctrl-C at once.
+Settings that change what is learned may differ from those it began with only with --accept_changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 import dataclasses
+import os
 import pathlib
 import signal
 import sys
 import time
 from typing import Any
 
+from absl import flags
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
 from searchr1_jax.data import stream as stream_lib
 from searchr1_jax.learning import guards
 from searchr1_jax.learning import kl_control
-from searchr1_jax.learning import minibatches
+from searchr1_jax.learning import step as learning
 from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
-from searchr1_jax.retrieval import base as retrieval
-from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
 from searchr1_jax.run import acting
@@ -38,334 +41,338 @@ from searchr1_jax.run import command
 from searchr1_jax.run import curves
 from searchr1_jax.run import evaluation
 from searchr1_jax.run import metrics
-from searchr1_jax.run import retrievers
+from searchr1_jax.run import model_files
+from searchr1_jax.run import parts
+from searchr1_jax.run import progress
 from searchr1_jax.run import run_directory
-from searchr1_jax.run import setup
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
-_CONFIG, _WORKDIR = command.define_flags()
 
+def run(
+    settings: settings_lib.Settings,
+    workdir: str | os.PathLike,
+    *,
+    accept_changes: bool = False,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Trains in the workdir, or goes on there. Returns whether the run came to its end.
 
-def main(argv):
-    del argv
-    config, stop = _CONFIG.value, _StopSignal()
+    Args:
+      accept_changes: go on with settings that change what is learned; they are recorded in the workdir.
+      asked_to_stop: asked after each step, on all processes together.
+    """
     with (
-        command.session(config, _WORKDIR.value) as workdir,
-        metrics.verb(workdir, "train"),
-        checkpoint.Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+        command.session(settings, workdir) as directory,
+        metrics.booked(directory, "train"),
+        checkpoint.Checkpoints(directory / "checkpoints", keep=settings.checkpoint.keep) as checkpoints,
     ):
+        changes = []
         if checkpoints.latest:
-            run_directory.check(config, workdir)
-        finished = train(config, build(config, workdir), workdir, checkpoints, stop)
-    if not finished:
-        sys.exit(stop.exit_status)
+            changes = run_directory.check(settings, directory, accept_changes=accept_changes)
+        experiment = build(settings, directory)
+        return train(experiment, directory, checkpoints, asked_to_stop, changes)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """The parts of a run, made from its config before any of it has learned."""
+class Experiment:
+    """The parts of a run, made from its settings before any of it has learned."""
 
+    settings: settings_lib.Settings
     tokens: tokenizer.Tokenizer
-    engine: engine_lib.Engine
-    rollout: episodes.Rollout
+    actor: parts.Actor
     decodings: dict[str, sampling.Decoding]  # of the rollout ("sampled") and of evaluations
     stream: stream_lib.QuestionStream
     held_out: list[episodes.Task]
     reward: rewards.WeightedSum
-    recipe: minibatches.Recipe
     learner: update.Learner
-    kl_control: kl_control.KLControl
-    limits: guards.Limits
     reference: decoder.Params | None  # None where nothing is compared with it
-    about: dict[str, Any]  # what a checkpoint says of its policy, all that export needs beside the weights
-    state: update.TrainState  # as it begins
+    model: dict[str, Any]  # config.json of the policy
+    initial: Callable[[], update.TrainState]  # the state as it begins
 
 
-def build(config: setup.Config, workdir: pathlib.Path) -> Run:
-    """All parts; whatever is wrong with the config or its files is found here, before any work."""
-    decodings = {name: setup.decoding(config, name) for name in ("sampled", *config.evaluation.decoding)}
-    reward = rewards.resolve(**config.reward)
-    model_path = setup.model_directory(config.model.path, workdir, "model.path")
+def build(settings: settings_lib.Settings, workdir: pathlib.Path) -> Experiment:
+    """All parts; whatever is wrong with the settings or their files is found here, before any work."""
+    decodings = {name: parts.decoding(settings, name) for name in ("sampled", *settings.evaluation.decoding)}
+    reward = rewards.resolve(settings.reward)
+    model_path = model_files.find(settings.model.path, workdir, "model.path")
     model, tokens = hf.read_config(model_path), tokenizer.Tokenizer.load(model_path)
-    sources = setup.questions(config, "train", workdir)
+    sources = parts.questions(settings, "train", workdir)
     for source in sources:
-        setup.tasks(config, source, tokens, samples=1)  # refuses questions too long
-    count = config.evaluation.questions or None
-    held_out = [q for source in setup.questions(config, "validation", workdir) for q in list(source)[:count]]
-    environment = setup.search_environment(config, retrievers.make(config, workdir))
-    engine, rollout = setup.rollout(config, model, tokens, environment)
-    learner = setup.learner(config, model)
-    param_dtype = setup.dtype(config.model.param_dtype)
+        parts.tasks(settings, source, tokens, samples=1)  # refuses questions too long
+    count = settings.evaluation.questions or None
+    held_out = [q for source in parts.questions(settings, "validation", workdir) for q in list(source)[:count]]
+    actor = parts.actor(settings, parts.environment(settings, workdir), model, tokens)
+    learner = update.Learner(model, settings)
+    param_dtype = jnp.dtype(settings.model.param_dtype)
     reference = None
-    if learner.config.has_reference:
-        reference = learner.keep(hf.load(model_path, dtype=setup.dtype(config.model.reference_dtype)))
-    value = None
-    if learner.config.has_value_model:  # the policy's body with a fresh head
-        value = hf.load(model_path, kind=decoder.Value, dtype=param_dtype)
-    return Run(
+    if learner.has_reference:
+        reference = learner.keep(hf.load(model_path, dtype=jnp.dtype(settings.model.reference_dtype)))
+
+    def initial() -> update.TrainState:
+        value = None
+        if learner.has_value_model:  # the policy's body with a fresh head
+            value = hf.load(model_path, kind=decoder.Value, dtype=param_dtype)
+        return learner.init(hf.load(model_path, dtype=param_dtype), value)
+
+    return Experiment(
+        settings=settings,
         tokens=tokens,
-        engine=engine,
-        rollout=rollout,
+        actor=actor,
         decodings=decodings,
-        stream=stream_lib.QuestionStream(sources, seed=config.seed, batch_questions=config.rollout.questions),
-        held_out=setup.tasks(config, held_out, tokens, samples=1),
+        stream=stream_lib.QuestionStream(sources, seed=settings.seed, batch_questions=settings.rollout.questions),
+        held_out=parts.tasks(settings, held_out, tokens, samples=1),
         reward=reward,
-        recipe=setup.recipe(config),
         learner=learner,
-        kl_control=setup.kl_controller(config),
-        limits=setup.limits(config),
         reference=reference,
-        about={
-            "model": model_config.to_hf(model, dtype=str(param_dtype)),
-            "base": config.model.path,
-            "has_value_model": learner.config.has_value_model,
-        },
-        state=learner.init(hf.load(model_path, dtype=param_dtype), value),
+        model=model_config.to_hf(model, dtype=str(param_dtype)),
+        initial=initial,
     )
 
 
-def train(
-    config: setup.Config,
-    run: Run,
-    workdir: pathlib.Path,
-    checkpoints: checkpoint.Checkpoints,
-    stop: _StopSignal,
-) -> bool:
-    """The whole run, or what is left of it. Returns whether it came to its end."""
-    total, state, step = config.learner.steps, run.state, checkpoints.latest or 0
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict())
-    run = dataclasses.replace(run, state=None)  # learning donates it
-    course = Course(kl_coefficient=run.kl_control.coefficient)
-    row = {} if step == 0 and config.evaluation.first else None  # of a step whose evaluation is still owed
-    if step:
-        del state  # the checkpoint's takes its place in memory
-        state, course, row = restore(run, checkpoints, step, like)
-        metrics.say(f"resuming after step {step} of {total}")
-    run_directory.claim(config, workdir)  # only now: what could not start has claimed nothing
-    if parallel.is_first():
-        run.tokens.save(workdir / run_directory.TOKENIZER)
-    if config.rollout.top_p < 1 or config.rollout.top_k:
-        metrics.say("rollout.top_p or top_k cuts the distribution that is sampled; log-probs are of the whole one")
-    position = run.stream.state()
+@dataclasses.dataclass(kw_only=True)
+class Position:
+    """Where a run is; all that a checkpoint keeps."""
 
-    def save(owed: dict[str, float] | None = None) -> None:
-        extra = run.about | {
-            "stream": position,
-            "step": step,
-            "owed": owed,
-            "course": dataclasses.asdict(course),
-        }
-        checkpoints.save(step, state._asdict(), extra)
-
-    with metrics.Writer(workdir, step=step, again=row is not None) as writer:
-        try:
-            while row is not None or step < total:
-                if row is None:
-                    run.engine.load(state.policy)
-                    state, course, row = one_step(config, run, state, course, step, workdir)
-                    step, position = step + 1, run.stream.state()
-                    if exceeded := run.limits.exceeded(row):
-                        metrics.say(f"warning: step {step}: {'; '.join(exceeded)}")
-                    if exceeded and config.guard.rollbacks:
-                        del state
-                        step, course = go_back(config, checkpoints, course, exceeded)
-                        state, _, row = restore(run, checkpoints, step, like)
-                        position = run.stream.state()
-                        writer.rewind(step)
-                        continue
-                if evaluation_due(config, step):
-                    row |= evaluate(config, run, state, step, workdir)
-                writer.write(step, row)
-                metrics.say(f"step {step}/{total}  " + _line(row))
-                if evaluation_due(config, step):
-                    curves.learning_curve(workdir)
-                row = None
-                every = config.checkpoint.every
-                stopping = stop.agreed()  # asked once: no stop without a checkpoint
-                if step and (stopping or step == total or every and step % every == 0):
-                    save()
-                if stopping:
-                    break
-        except retrieval.RetrievalError:
-            if step and step not in checkpoints.steps:
-                save(owed=row)
-                metrics.say(f"saved step {step}; start again with the same command to go on from there")
-            raise
-    curves.learning_curve(workdir)
-    if step < total:
-        metrics.say(f"stopped after step {step}; start again with the same command to go on")
-    return step == total
+    step: int  # rollouts learned from
+    state: update.TrainState
+    course: progress.Course
+    stream: dict[str, Any]  # the position of the question stream
+    owed: dict[str, float] | None  # figures of the last step that are not written, as its evaluation is still owed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Course:
-    """What a run changes of its settings as it goes; saved with each checkpoint."""
+class Experience:
+    """What a rollout made, the same on every process: all that learning needs, and a checkpoint could hold."""
 
-    kl_coefficient: float  # β
-    rate_scale: float = 1.0  # of the learning rates
-    rollbacks: int = 0  # so far
+    step: int  # that it belongs to, from 0
+    policy_step: int  # steps that the policy had learned when it acted
+    trajectories: list[types.Trajectory]  # sorted by question and sample
+    rewards: Sequence[acting.Rewarded]  # of each
+    stream: dict[str, Any]  # the position of the question stream after it
+    statistics: dict[str, float]  # of the acting
 
 
-def restore(run: Run, checkpoints: checkpoint.Checkpoints, step: int, like):
-    """The state, the course and the row still owed of a checkpoint; the question stream goes back there too."""
+def train(
+    e: Experiment,
+    workdir: pathlib.Path,
+    checkpoints: checkpoint.Checkpoints,
+    asked_to_stop: Callable[[], bool],
+    changes: list[run_directory.Change],
+) -> bool:
+    """The whole run, or what is left of it. Returns whether it came to its end."""
+    c, total = e.settings, e.settings.learner.steps
+    at = begin(e, checkpoints, changes)
+    run_directory.claim(c, workdir)  # only now: what could not start has claimed nothing
+    run_directory.record(workdir, changes, at.step)
+    if parallel.is_first():
+        e.tokens.save(workdir / run_directory.TOKENIZER)
+    if c.rollout.top_p < 1 or c.rollout.top_k:
+        metrics.say("rollout.top_p or top_k cuts the distribution that is sampled; log-probs are of the whole one")
+
+    with metrics.Writer(workdir, step=at.step, again=at.owed is not None) as writer:
+
+        def finish(row: dict[str, float]) -> bool:
+            """Ends a step: evaluates if due, writes, says, saves. Returns whether to stop here."""
+            at.owed = row
+            if evaluated := evaluation_due(c, at.step):
+                row = row | evaluate(e, at, workdir)
+            writer.write(at.step, row)
+            metrics.say(f"step {at.step}/{total}  " + _line(row))
+            if evaluated:
+                curves.learning_curve(workdir)
+            at.owed, every = None, c.checkpoint.every
+            stopping = asked_to_stop()
+            if at.step and (stopping or at.step == total or every and at.step % every == 0):
+                save(e, at, checkpoints)
+            return stopping
+
+        try:
+            stopping = at.owed is not None and finish(at.owed)
+            while at.step < total and not stopping:
+                row = learn(e, at, act(e, at, workdir), workdir)
+                if exceeded := guards.exceeded(c.guard, row):
+                    metrics.say(f"warning: step {at.step}: {'; '.join(exceeded)}")
+                    if c.guard.rollbacks:
+                        go_back(e, at, checkpoints, exceeded)
+                        writer.rewind(at.step)
+                        row = at.owed
+                stopping = row is not None and finish(row)
+        except acting.FAILURES:
+            if at.step and at.step not in checkpoints.steps:
+                save(e, at, checkpoints)
+                metrics.say(f"saved step {at.step}; start again with the same command to go on from there")
+            raise
+    curves.learning_curve(workdir)
+    if at.step < total:
+        metrics.say(f"stopped after step {at.step}; start again with the same command to go on")
+    return at.step == total
+
+
+def begin(e: Experiment, checkpoints: checkpoint.Checkpoints, changes: list[run_directory.Change]) -> Position:
+    """Where the run is: at its newest checkpoint, or at its beginning."""
+    state = e.initial()
+    if not checkpoints.latest:
+        course = progress.Course(kl_coefficient=e.settings.algorithm.kl_coefficient)
+        owed = {} if e.settings.evaluation.first else None
+        return Position(step=0, state=state, course=course, stream=e.stream.state(), owed=owed)
+    like = _shapes(state)
+    del state  # the checkpoint's takes its place in memory
+    at = restore(e, checkpoints, checkpoints.latest, like)
+    metrics.say(f"resuming after step {at.step} of {e.settings.learner.steps}")
+    for change in changes:
+        metrics.say(f"note: from here on, {change}")
+        if change.key == "algorithm.kl_coefficient":
+            at.course = dataclasses.replace(at.course, kl_coefficient=change.now)
+    return at
+
+
+def _shapes(state: update.TrainState) -> dict[str, Any]:
+    """What a checkpoint of such a state is restored like."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict())
+
+
+def restore(e: Experiment, checkpoints: checkpoint.Checkpoints, step: int, like: dict[str, Any]) -> Position:
+    """The position that a checkpoint holds; the question stream goes back there too."""
     trees, extra = checkpoints.restore(step, like)
-    run.stream.restore(extra["stream"])
-    return update.TrainState(**trees), Course(**extra["course"]), extra["owed"]
+    about = progress.About.of(extra)
+    e.stream.restore(about.stream)
+    state = update.TrainState(**trees)
+    return Position(step=step, state=state, course=about.course, stream=about.stream, owed=about.owed)
 
 
-def go_back(config: setup.Config, checkpoints: checkpoint.Checkpoints, course: Course, exceeded: list[str]):
-    """The step to go on from after limits were exceeded, and the course from there.
+def save(e: Experiment, at: Position, checkpoints: checkpoint.Checkpoints) -> None:
+    """Starts to save the position."""
+    about = progress.About(
+        model=e.model,
+        base=e.settings.model.path,
+        has_value_model=e.learner.has_value_model,
+        stream=at.stream,
+        step=at.step,
+        owed=at.owed,
+        course=at.course,
+    )
+    checkpoints.save(at.step, at.state._asdict(), about.as_json())
+
+
+def go_back(e: Experiment, at: Position, checkpoints: checkpoint.Checkpoints, exceeded: list[str]) -> None:
+    """Moves to the last checkpoint after limits were exceeded, with half the learning rates from there on.
 
     Raises:
       FloatingPointError: where there is no such step, or the run has gone back often enough.
     """
-    if course.rollbacks >= config.guard.rollbacks or checkpoints.latest is None:
+    allowed, course = e.settings.guard.rollbacks, at.course
+    if course.rollbacks >= allowed or checkpoints.latest is None:
         why = "there is no checkpoint yet" if checkpoints.latest is None else "the run went back before"
         raise FloatingPointError(
-            f"{'; '.join(exceeded)}, and {why} (guard.rollbacks is {config.guard.rollbacks}); lower the learning rates,"
-            " raise the limit, or set checkpoint.every"
+            f"{'; '.join(exceeded)}, and {why} (guard.rollbacks is {allowed}); lower the learning rates, raise the"
+            " limit, or set checkpoint.every"
         )
     checkpoints.wait()
     course = dataclasses.replace(course, rate_scale=course.rate_scale / 2, rollbacks=course.rollbacks + 1)
-    step = checkpoints.latest
-    metrics.say(f"going back to step {step}, learning rates times {course.rate_scale:g} from there on")
-    return step, course
+    metrics.say(f"going back to step {checkpoints.latest}, learning rates times {course.rate_scale:g} from there on")
+    like = _shapes(at.state)
+    del at.state
+    vars(at).update(vars(restore(e, checkpoints, checkpoints.latest, like)) | {"course": course})
 
 
-def evaluation_due(config: setup.Config, step: int) -> bool:
-    if step == 0:
-        return config.evaluation.first
-    every = config.evaluation.every
-    return bool(every) and (step % every == 0 or step == config.learner.steps)
-
-
-def evaluate(config: setup.Config, run: Run, state, step: int, workdir: pathlib.Path) -> dict[str, float]:
-    """Figures on the held-out questions, under eval/<decoding>/."""
-    run.engine.load(state.policy)
-    values = {}
-    for name in config.evaluation.decoding:
-        results, _ = evaluation.evaluate(
-            run.rollout, run.held_out, run.decodings[name],
-            split="validation", name=name, seed=config.seed, directory=workdir / "eval",
-        )  # fmt: skip
-        results.save(workdir / "eval" / f"validation-{name}-step{step:06d}.json")
-        values |= {f"eval/{name}/{key}": number for key, number in results.scalars().items()}
-    return values
-
-
-def one_step(config: setup.Config, run: Run, state, course: Course, step: int, workdir: pathlib.Path):
-    """Rolls out with the weights that the engine holds, and learns. Returns the next state, course, and figures."""
-    began = time.time()
-    tasks = setup.tasks(config, next(run.stream), run.tokens, samples=config.rollout.samples)
-    trajectories, acting_values = roll_out(config, run, tasks, step, workdir)
-    acted = time.time()
-    parts = [run.reward.parts(t) for t in trajectories]
-    scores = [run.reward.total(part) for part in parts]
-    state, values = learn(
-        run.recipe, run.learner, state, run.reference, trajectories, scores, step,
-        kl_coefficient=course.kl_coefficient, rate_scale=course.rate_scale, failed=workdir / "failed",
-    )  # fmt: skip
-    values |= acting_values | describe(trajectories, scores)
-    values |= {f"reward/{name}": float(np.mean([part[name] for part in parts])) for name in parts[0]}
-    values |= {
-        "kl_coefficient": course.kl_coefficient,
-        "hand_over/bytes": run.engine.hand_over_bytes,
-        "seconds/hand_over": run.engine.hand_over_s,
-        "compiled_programs": run.engine.compiled + run.learner.compiled,
-        "seconds/rollout": acted - began,
-        "seconds/learning": time.time() - acted,
-    }
-    if (every := config.log.trajectories_every) and (step + 1) % every == 0:
-        path = workdir / "trajectories" / f"step{step + 1:06d}.jsonl"
-        evaluation.write_trajectories(path, trajectories, scores)
-    kl = values.get("kl_to_reference", 0.0)
-    coefficient = run.kl_control.next(course.kl_coefficient, kl, len(trajectories))
-    return state, dataclasses.replace(course, kl_coefficient=coefficient), values
-
-
-def roll_out(config, run: Run, tasks, step: int, workdir: pathlib.Path):
-    """The step's trajectories of all processes, sorted, and figures of the acting.
+def act(e: Experiment, at: Position, workdir: pathlib.Path) -> Experience:
+    """Answers the step's questions with the policy as it is; every process rewards what it answered.
 
     If a search fails for good, what was finished is written first.
     """
-    decoding, what = run.decodings["sampled"], f"rollout {step + 1}"
-    answered = acting.answer(run.rollout, tasks, decoding, seed=config.seed, step=step, what=what)
+    e.actor.engine.load(at.state.policy)
+    began, step = time.time(), at.step
+    tasks = parts.tasks(e.settings, next(e.stream), e.tokens, samples=e.settings.rollout.samples)
+    answered = acting.answer(
+        e.actor.rollout,
+        tasks,
+        e.decodings["sampled"],
+        reward=e.reward,
+        reward_threads=e.settings.reward.threads,
+        seed=e.settings.seed,
+        step=step,
+        what=f"rollout {step + 1}",
+    )
     if answered.failure is not None:
         path = workdir / "trajectories" / f"interrupted-step{step + 1:06d}.jsonl"
-        evaluation.keep_interrupted(path, answered.trajectories, run.reward)
+        evaluation.keep_interrupted(path, answered.trajectories, [r and r.reward for r in answered.rewards])
         raise answered.failure
-    return answered.trajectories, answered.statistics
+    seconds = {"seconds/hand_over": e.actor.engine.hand_over_s, "seconds/rollout": time.time() - began}
+    return Experience(
+        step=step,
+        policy_step=step,
+        trajectories=answered.trajectories,
+        rewards=answered.rewards,
+        stream=e.stream.state(),
+        statistics=answered.statistics | {"hand_over/bytes": e.actor.engine.hand_over_bytes} | seconds,
+    )
 
 
-def learn(
-    recipe: minibatches.Recipe,
-    learner: update.Learner,
-    state: update.TrainState,
-    reference: decoder.Params | None,
-    trajectories: list[types.Trajectory],
-    scores: list[float],
-    step: int,
-    *,
-    kl_coefficient: float,
-    rate_scale: float,
-    failed: pathlib.Path,
-):
-    """One step of learning from sorted trajectories. Returns the next state (`state` is donated) and statistics.
-
-    Args:
-      failed: directory for the batch of an update that came to something not finite.
-    """
-    guards.check_scores(trajectories, scores)
-    made = minibatches.make(trajectories, scores, recipe)
-    on_mesh = lambda trees: [parallel.to_mesh(tree, None, "batch", None) for tree in trees]
-    batches = on_mesh(made.batches)
-    before = [learner.score(state, reference, batch) for batch in batches]
-    token_advantages = None if made.advantages is None else on_mesh(made.advantages)
-    targets, statistics = learner.estimate(batches, before, token_advantages, kl_coefficient=kl_coefficient)
-    scalars = {"kl_coefficient": kl_coefficient, "rate_scale": rate_scale}
-    collected = []
-    for batch, score, target, learned in zip(batches, before, targets, made.learned, strict=True):
-        if learned:
-            state, values = learner.update(state, batch, score, target, step, **scalars)
-            collected.append(values)
-    statistics, collected = jax.device_get((statistics, collected))
-    done = [(batch, learned) for batch, learned in zip(made.batches, made.learned, strict=True) if learned]
-    for values, (batch, learned) in zip(collected, done, strict=True):
-        ids = [trajectories[i].example.id for i in learned]
-        guards.check_update(values, batch, ids, step=step + 1, directory=failed)
-    names = collected[0] if collected else ()
-    means = {name: float(np.mean([values[name] for values in collected])) for name in names}
-    return state, made.statistics | {name: float(value) for name, value in statistics.items()} | means
-
-
-def describe(trajectories: list[types.Trajectory], scores: list[float]) -> dict[str, float]:
-    """What the trajectories of a step look like; means over them unless named otherwise."""
-    mean = lambda values: float(np.mean(list(values)))
-    turns = [turn for t in trajectories for turn in t.turns]
-    return {
-        "reward": mean(scores),
-        "exact_match": mean(map(evaluation.exact_match, trajectories)),
-        "searches": mean(t.searches for t in trajectories),
-        "repeated_queries": mean(map(rewards.repeated_queries, trajectories)),
-        "turns": mean(len(t.turns) for t in trajectories),
-        "response_tokens": mean(len(t.tokens) - t.prompt_tokens for t in trajectories),
-        "answered": mean(t.stop_reason == "answered" for t in trajectories),
-        "truncated": mean(t.stop_reason == "length" for t in trajectories),
-        "valid_actions": mean(turn.event in ("search", "answer") for turn in turns),
-        "eos_dropped": float(sum(t.eos_dropped for t in trajectories)),
-        "passages_cut": float(sum(t.passages_cut for t in trajectories)),
+def learn(e: Experiment, at: Position, x: Experience, workdir: pathlib.Path) -> dict[str, float]:
+    """Learns from what a rollout made: moves to the next step, and returns the figures of this one."""
+    c, course, began = e.settings, at.course, time.time()
+    at.state, row = learning.learn(
+        e.learner,
+        at.state,
+        e.reference,
+        x.trajectories,
+        [worth.reward for worth in x.rewards],
+        x.step,
+        kl_coefficient=course.kl_coefficient,
+        rate_scale=course.rate_scale,
+        failed=workdir / "failed",
+    )
+    row |= x.statistics | evaluation.describe(x.trajectories, x.rewards)
+    row |= {
+        "kl_coefficient": course.kl_coefficient,
+        "compiled_programs": e.actor.engine.compiled + e.learner.compiled,
+        "seconds/learning": time.time() - began,
     }
+    at.step, at.stream = x.step + 1, x.stream
+    if c.log.trajectories_every and at.step % c.log.trajectories_every == 0:
+        path = workdir / "trajectories" / f"step{at.step:06d}.jsonl"
+        evaluation.write_trajectories(path, x.trajectories, [worth.reward for worth in x.rewards])
+    kl = row.get("kl_to_reference", 0.0)
+    coefficient = kl_control.next_coefficient(c.algorithm, course.kl_coefficient, kl, len(x.trajectories))
+    at.course = dataclasses.replace(course, kl_coefficient=coefficient)
+    return row
+
+
+def evaluation_due(c: settings_lib.Settings, step: int) -> bool:
+    if step == 0:
+        return c.evaluation.first
+    return bool(c.evaluation.every) and (step % c.evaluation.every == 0 or step == c.learner.steps)
+
+
+def evaluate(e: Experiment, at: Position, workdir: pathlib.Path) -> dict[str, float]:
+    """Figures on the held-out questions, under eval/<decoding>/."""
+    e.actor.engine.load(at.state.policy)
+    values = {}
+    for name in e.settings.evaluation.decoding:
+        results, _ = evaluation.evaluate(
+            e.actor.rollout,
+            e.held_out,
+            e.decodings[name],
+            split="validation",
+            name=name,
+            seed=e.settings.seed,
+            directory=workdir / "eval",
+        )
+        results.save(workdir / "eval" / f"validation-{name}-step{at.step:06d}.json")
+        values |= {f"eval/{name}/{key}": number for key, number in results.scalars().items()}
+    return values
 
 
 def _line(values: dict[str, float]) -> str:
     """The figures to watch, for the console."""
     shown = {"reward": "reward", "searches": "searches", "kl_to_reference": "kl", "policy/entropy": "entropy"}
-    parts = [f"{label} {values[key]:.3f}" for key, label in shown.items() if key in values]
-    parts += [f"{key} {value:.3f}" for key, value in values.items() if key.startswith("eval/") and key.endswith("/em")]
+    told = [f"{label} {values[key]:.3f}" for key, label in shown.items() if key in values]
+    held_out = [key for key in values if key.startswith("eval/") and key.endswith("/em")]
+    told += [f"{key} {values[key]:.3f}" for key in held_out]
     if "seconds/rollout" in values:
-        parts.append(f"{values['seconds/rollout'] + values['seconds/learning']:.1f} s")
-    return "  ".join(parts)
+        told.append(f"{values['seconds/rollout'] + values['seconds/learning']:.1f} s")
+    return "  ".join(told)
 
 
 class _StopSignal:
@@ -388,5 +395,18 @@ class _StopSignal:
         return self.exit_status != 0
 
 
+def define() -> None:
+    command.define_settings()
+    flags.DEFINE_bool("accept_changes", False, "go on with settings that change what is learned; they are recorded")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    stop, given = _StopSignal(), flags.FLAGS
+    settings = command.settings()
+    if not run(settings, given.workdir, accept_changes=given.accept_changes, asked_to_stop=stop.agreed):
+        sys.exit(stop.exit_status)
+
+
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, define)

@@ -24,6 +24,7 @@ from configs import base
 from searchr1_jax import prepare
 from searchr1_jax import sft
 from searchr1_jax import train
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.learning import supervised
 from searchr1_jax.retrieval import base as retrieval
@@ -32,7 +33,6 @@ from searchr1_jax.run import checkpoint
 from searchr1_jax.run import checks
 from searchr1_jax.run import curves
 from searchr1_jax.run import setup
-from searchr1_jax.text import protocol as text_protocol
 
 ask, evaluate, export = map(miniature.verb, ("ask", "evaluate", "export"))
 
@@ -156,7 +156,7 @@ def test_an_error_right_after_a_save_leaves_that_checkpoint_complete(parts, undi
 
 # A question that comes twice in a step.
 
-PROTOCOL = text_protocol.Protocol(prompt="{question}\n")
+PROTOCOL = settings.Protocol(prompt="{question}\n")
 A, B, C = (types.QAExample(id=f"nq/{name}", question=name, golden_answers=("x",)) for name in "abc")
 
 

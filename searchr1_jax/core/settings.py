@@ -158,6 +158,7 @@ class Reward:
     retrieval: float = 0.0  # of format_aware: bonus of a well-formed wrong answer whose passages hold a right one
     answered: float = 0.1  # of format_aware: a wrong answer in a malformed episode
     extra: tuple[str, ...] = ()  # "name=weight" each, added to it; weight 0: only logged
+    threads: int = key(4, least=1, resume=FREE)  # that call it, as episodes finish, while others still run
 
 
 @section(resume=ACCEPTED)

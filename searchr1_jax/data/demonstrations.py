@@ -1,4 +1,4 @@
-"""What supervised training learns: made from the invented world or kept as jsonl, read as trajectories.
+"""What supervised training learns: kept as jsonl or made in `invented.drills`, read as trajectories.
 
 A row is a *demonstration*, a question and segments in the order in which they stand after the prompt:
 
@@ -17,128 +17,24 @@ learned to the letter. Any row may carry a reward, and keys beyond these are ign
 
     {"question": …, "golden_answers": […]}       <answer> … </answer> is learned; one "answer" may stand for the list
     {"prompt": …, "answer": …}                   the user's message, and all that is to be written after it
-
-Two kinds of demonstrations are made. *Drills* are single moves: whom to search for, what to answer or whom to
-search for next once passages are given; no drill holds more than one move. The *mixture* is whole episodes, most of
-them bad, so that a policy that imitates it searches rarely and is mostly wrong. Where a search finds several passages,
-the others are those of the training split with the likest names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-import dataclasses
+from collections.abc import Callable, Sequence
 import itertools
 import json
 import math
 import pathlib
-import random
 import re
 
 import numpy as np
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
-from searchr1_jax.data.invented import distractors
-from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import tokenizer as tokenizer_lib
 from searchr1_jax.text import transcript
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mixture:
-    """Shares of the kinds of whole episodes (they add up to 1), and how much of a wrong one is learned."""
-
-    right: float  # searches along the path, then the right answer
-    guess: float  # answers at once, with a random answer of the right kind
-    wrong_entity: float  # searches for somebody else first, then answers from that
-    stopped_early: float  # of two hops or more: answers after the first search with what that passage says
-    guess_weight: float  # loss weight of an invented answer's content
-
-
-def _search(name: str) -> dict:
-    return {"turn": f"<search> {name} </search>", "weight": 1.0}
-
-
-def _answer(answer: str, content_weight: float = 1.0) -> dict:
-    return {"turn": f"<answer> {answer} </answer>", "weight": 1.0, "content_weight": content_weight}
-
-
-def _row(question: world_lib.Question, kind: str, segments: list[dict]) -> dict:
-    return {
-        "id": question.id,
-        "question": question.question,
-        "golden_answers": list(question.golden_answers),
-        "kind": kind,
-        "segments": segments,
-    }
-
-
-def drills(
-    world: world_lib.World, questions: Sequence[world_lib.Question], *, passages: int, seed: int
-) -> Iterator[dict]:
-    """Single moves for every question, shuffled, without end (anew each round).
-
-    Args:
-      passages: that a search finds.
-    """
-    rng = random.Random(seed)
-    searches = distractors.Searches(world, passages)
-    rows = []
-    for q in questions:
-        rows.append(_row(q, f"search/{q.relation}", [_search(q.path[0])]))
-        seen = [searches.find(rng, query) for query in q.path]
-        rows.append(_row(q, f"answer/{q.relation}", [*seen, _answer(q.golden_answers[0])]))
-        for done in range(1, q.hops):
-            rows.append(_row(q, f"next/{q.relation}", [*seen[:done], _search(q.path[done])]))
-    while True:
-        rng.shuffle(rows)
-        yield from rows
-
-
-def mixture(
-    world: world_lib.World,
-    questions: Sequence[world_lib.Question],
-    shares: Mixture,
-    *,
-    passages: int,
-    seed: int,
-) -> Iterator[dict]:
-    """Whole episodes, without end; `passages` is how many a search finds."""
-    rng = random.Random(seed)
-    searches = distractors.Searches(world, passages)
-    by_hops: dict[int, list[world_lib.Question]] = {hops: [] for hops in sorted({q.hops for q in questions})}
-    by_relation: dict[str, list[world_lib.Question]] = {}
-    for q in questions:
-        by_hops[q.hops].append(q)
-        by_relation.setdefault(q.relation, []).append(q)
-    longer = [q for q in questions if q.hops > 1]
-    kinds = ("right", "guess", "wrong_entity", "stopped_early")
-    while True:
-        (kind,) = rng.choices(kinds, [getattr(shares, kind) for kind in kinds])
-        q = rng.choice(longer if kind == "stopped_early" else by_hops[rng.choice(list(by_hops))])
-        other = rng.choice(by_relation[q.relation])
-        if kind == "right":
-            segments = []
-            for query in q.path:
-                segments += [_search(query), searches.find(rng, query)]
-            segments.append(_answer(q.golden_answers[0]))
-        elif kind == "guess":
-            segments = [_answer(other.golden_answers[0], shares.guess_weight)]
-        elif kind == "wrong_entity":
-            if other is q:
-                other = rng.choice([another for another in by_relation[q.relation] if another is not q])
-            wrong = dict(_search(other.path[0]), content_weight=0.0)
-            found = other.golden_answers[0] if other.hops == 1 else world.entities[other.path[1]].name
-            segments = [wrong, searches.find(rng, other.path[0]), _answer(found, shares.guess_weight)]
-        else:
-            segments = [
-                _search(q.path[0]),
-                searches.find(rng, q.path[0]),
-                _answer(world.entities[q.path[1]].name, shares.guess_weight),
-            ]
-        yield _row(q, kind, segments)
-
 
 _CONTENT = re.compile(r".*<(?:search|answer)>(.*)</(?:search|answer)>", re.DOTALL)
 
@@ -155,7 +51,7 @@ def _turn_weights(text: str, pieces: Sequence[bytes], frame: float, content: flo
 def to_trajectory(
     row: dict,
     tokenizer: tokenizer_lib.Tokenizer,
-    protocol: text_protocol.Protocol,
+    protocol: settings.Protocol,
     *,
     max_information_tokens: int,
     context: int,
@@ -175,7 +71,7 @@ def to_trajectory(
     if "tokens" in row:
         return _as_sampled(row, context)
     pieces = tokenizer.token_bytes()
-    prompt = tokenizer.encode_prompt(row.get("prompt") or protocol.render_prompt(row["question"]))
+    prompt = tokenizer.encode_prompt(row.get("prompt") or text_protocol.render_prompt(protocol, row["question"]))
     tokens, sampled, weights = list(prompt), [False] * len(prompt), [0.0] * len(prompt)
     turns: list[types.Turn] = []
     for segment in row["segments"]:
@@ -329,9 +225,9 @@ def _checked(line: bytes, default_id: str, vocab_size: int) -> dict:
     answers = row.get("golden_answers", [row.get("answer")])
     if not answers or not isinstance(answers[0], str):
         raise ValueError(f"the golden_answers are {answers}; write at least one text")
-    segment = {"turn": row["answer"], "weight": 1.0} if kind == "prompt" else _answer(answers[0])
+    turn = row["answer"] if kind == "prompt" else f"<answer> {answers[0]} </answer>"
     asked = {"id": default_id, "question": row.get("prompt"), "golden_answers": answers}
-    return {**asked, **row, "segments": [segment]}
+    return {**asked, **row, "segments": [{"turn": turn, "weight": 1.0}]}
 
 
 def _check_tokens(tokens: list, sampled: list, vocab_size: int) -> None:

@@ -15,6 +15,7 @@ import functools
 import threading
 from typing import Any, Callable, Protocol
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.text import protocol as text_protocol
@@ -46,7 +47,7 @@ class Environment(Protocol):
 class SearchEnvironment:
     """Search-R1's environment: `<search>` is answered with passages, `<answer>` ends the episode."""
 
-    protocol: text_protocol.Protocol
+    protocol: settings.Protocol
     retriever: base.Retriever
     passages_per_search: int
     timeout_s: float | None = None  # of a search; None where the retriever keeps to one of its own

@@ -19,11 +19,13 @@ import zlib
 
 import numpy as np
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import environment as environment_lib
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
+from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer as tokenizer_lib
 from searchr1_jax.text import transcript
 
@@ -50,7 +52,7 @@ class Task:
 def make_tasks(
     examples: Iterable[types.QAExample],
     tokenizer: tokenizer_lib.Tokenizer,
-    protocol,
+    templates: settings.Protocol,
     *,
     samples: int,
     room: int,
@@ -63,7 +65,7 @@ def make_tasks(
     tasks: list[Task] = []
     asked = collections.Counter()
     for example in examples:
-        prompt = tuple(tokenizer.encode_prompt(protocol.render_prompt(example.question)))
+        prompt = tuple(tokenizer.encode_prompt(protocol.render_prompt(templates, example.question)))
         if len(prompt) > room:
             raise ValueError(
                 f"the prompt of question {example.id!r} has {len(prompt)} tokens, but only {room} leave room for a turn"

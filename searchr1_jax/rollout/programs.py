@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.rollout import kv_cache
@@ -40,6 +41,17 @@ class Shapes:
     extend_rows: int  # sequences that one extend call appends to
     extend_chunks: tuple[int, ...]  # tokens of one extend call, ascending
     group: int  # slots that one extend row can write, the samples of a question
+
+    @classmethod
+    def of(cls, rollout: settings.Rollout) -> Shapes:
+        return cls(
+            slots=rollout.slots,
+            context=rollout.context_tokens,
+            decode_tokens=rollout.decode_tokens,
+            extend_rows=rollout.extend_rows,
+            extend_chunks=rollout.extend_chunks,
+            group=rollout.samples,
+        )
 
 
 class State(NamedTuple):

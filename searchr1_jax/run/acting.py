@@ -1,13 +1,16 @@
-"""Questions answered by all processes together: each answers its share on its own devices, then they exchange.
+"""Questions answered by all processes together: each answers and rewards its share on its own, then they exchange.
 
-    tasks ─▶ this process's share ─▶ rollout.episodes ─▶ gather ─▶ all trajectories, on every process, sorted
+    tasks ─▶ this process's share ─▶ rollout.episodes ─▶ reward, in threads ─▶ gather ─▶ everything, on every process
 
-A search that finally fails ends the share of its process only; the others finish theirs, and then all know.
+A reward is computed where its episode ran and travels with it, so that one that asks a judge asks once, and one that
+would not come out the same twice is the same for all. A search that fails for good stops its own process's share; the
+others finish, and the exchange tells all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 import time
 from typing import NamedTuple
 
@@ -19,11 +22,26 @@ from searchr1_jax.rollout import sampling
 from searchr1_jax.run import metrics
 
 
+class RewardError(RuntimeError):
+    """A reward function that raised; says for which episode, and why."""
+
+
+FAILURES = (retrieval.RetrievalError, RewardError)  # that end a rollout, after what was finished is known to all
+
+
+class Rewarded(NamedTuple):
+    """What an episode is worth."""
+
+    reward: float
+    parts: Mapping[str, float]  # each of the rewards that it is made of, before it is weighted
+
+
 class Answered(NamedTuple):
     """What came of a list of tasks; the same on every process."""
 
     trajectories: list[types.Trajectory]  # finished ones, sorted by question and sample
-    failure: retrieval.RetrievalError | None  # the first process's, if a search failed for good
+    rewards: list[Rewarded | None]  # of each; None where it was not rewarded
+    failure: Exception | None  # of FAILURES, the first process's
     # tokens_per_second that the policy wrote; occupancy, the share of the slots' time that gave a token;
     # slowest_over_mean, the seconds of the slowest process over the mean of all.
     statistics: dict[str, float]
@@ -34,6 +52,8 @@ def answer(
     tasks: Sequence[episodes.Task],
     decoding: sampling.Decoding,
     *,
+    reward: Callable[[types.Trajectory], Rewarded] | None = None,
+    reward_threads: int = 1,
     seed: int,
     step: int,
     what: str,
@@ -41,27 +61,42 @@ def answer(
     """Answers all tasks, `samples` times each, and shows how far it is; all processes call it together.
 
     Args:
+      reward: called in threads with each episode as it finishes.
       what: is being done, for the display.
     """
     mine, began = list(parallel.mine(tasks)), time.perf_counter()
-    finished: list[types.Trajectory] = []
+    finished: list[tuple[types.Trajectory, futures.Future | None]] = []
     failure, searches, tokens = None, 0, 0
-    with metrics.Progress(sum(task.samples for task in mine), what=what) as progress:
+    with (
+        futures.ThreadPoolExecutor(reward_threads, "reward") as pool,
+        metrics.Progress(sum(task.samples for task in mine), what=what) as progress,
+    ):
         try:
             for trajectory in rollout.run(mine, decoding, seed=seed, step=step):
-                finished.append(trajectory)
+                finished.append((trajectory, reward and pool.submit(reward, trajectory)))
                 searches, tokens = searches + trajectory.searches, tokens + int(trajectory.sampled.sum())
                 rate = tokens / (time.perf_counter() - began)
                 progress.advance(f"{searches} searches, {rate:.0f} tokens/s")
-        except retrieval.RetrievalError as error:
+        except FAILURES as error:
             failure = error
+    rewarded: list[tuple[types.Trajectory, Rewarded | None]] = []
+    for trajectory, future in finished:
+        error = future and future.exception()
+        if error is not None:
+            failure = failure or RewardError(
+                f"the reward of question {trajectory.example.id!r}, sample {trajectory.sample}, failed: {error!r}; fix"
+                " the function that config.reward names"
+            )
+        rewarded.append((trajectory, None if future is None or error is not None else future.result()))
     seconds = time.perf_counter() - began
-    shares = [_Share(*share) for share in parallel.gather((finished, failure, rollout.counts, seconds))]
+    shares = [_Share(*share) for share in parallel.gather((rewarded, failure, rollout.counts, seconds))]
     slowest = max(share.seconds for share in shares)
     slot_steps = sum(share.counts.slot_steps for share in shares)
     written = sum(share.counts.written for share in shares)
+    everything = sorted((pair for share in shares for pair in share.rewarded), key=lambda pair: pair[0].key)
     return Answered(
-        trajectories=sorted((t for share in shares for t in share.trajectories), key=lambda t: t.key),
+        trajectories=[trajectory for trajectory, _ in everything],
+        rewards=[worth for _, worth in everything],
         failure=next((share.failure for share in shares if share.failure is not None), None),
         statistics={
             "rollout/tokens_per_second": written / slowest,
@@ -74,7 +109,7 @@ def answer(
 class _Share(NamedTuple):
     """What one process sends to the others."""
 
-    trajectories: list[types.Trajectory]
-    failure: retrieval.RetrievalError | None
+    rewarded: list[tuple[types.Trajectory, Rewarded | None]]
+    failure: Exception | None
     counts: episodes.Counts
     seconds: float

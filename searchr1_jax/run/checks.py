@@ -1,81 +1,79 @@
-"""Checks of a whole config, before any device work: what must fit together, and what to change where it does not."""
+"""Checks of settings as a whole, before any device work: what must fit together, and what to change where it does not.
+
+What must hold of one key by itself stands beside it, in `core.settings`.
+"""
 
 from __future__ import annotations
 
-import functools
-
-import ml_collections
-
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.models import attention
 
-_DTYPES = ("float32", "bfloat16", "float16")
-_AT_LEAST_ONE = (
-    "rollout.questions", "rollout.samples", "rollout.max_turn_tokens", "rollout.max_information_tokens",
-    "rollout.context_tokens", "rollout.passages", "rollout.slots", "rollout.decode_tokens", "rollout.extend_rows",
-    "learner.steps", "learner.updates_per_rollout", "learner.micro_batch_rows",
-    "learner.vocab_chunk", "retriever.threads", "retriever.attempts", "retriever.dimensions", "sft.batch",
-    "checkpoint.keep",
-)  # fmt: skip
 
-
-def check(c: ml_collections.ConfigDict) -> None:
+def check(settings: settings_lib.Settings) -> None:
     """Raises ValueError for the first thing that cannot work, with the values and the remedy."""
-    for key in _AT_LEAST_ONE:
-        value = functools.reduce(getattr, key.split("."), c)
-        if value < 1:
-            raise ValueError(f"{key} is {value}; it counts something that is needed, so set it to at least 1")
-    for key in ("param_dtype", "compute_dtype", "reference_dtype", "actor_dtype"):
-        if c.model[key] not in _DTYPES:
-            raise ValueError(f"model.{key} is {c.model[key]!r}; choose from {list(_DTYPES)}")
-    if c.model.attention not in ("auto", *attention.KERNELS):
-        raise ValueError(f"model.attention is {c.model.attention!r}; choose auto or one of {list(attention.KERNELS)}")
-    rows = tuple(c.learner.row_tokens)
-    if not rows or list(rows) != sorted(set(rows)) or rows[0] < 1:
-        raise ValueError(f"learner.row_tokens of {rows} must be ascending positive numbers of tokens")
-    if rows[-1] < c.rollout.context_tokens:
+    for each in CHECKS:
+        each(settings)
+
+
+def _attention(s: settings_lib.Settings) -> None:
+    if s.model.attention not in (choices := ("auto", *attention.KERNELS)):
+        raise ValueError(f"model.attention is {s.model.attention!r}; choose from {list(choices)}")
+
+
+def _room_for_a_prompt(s: settings_lib.Settings) -> None:
+    if s.rollout.max_turn_tokens >= s.rollout.context_tokens:
         raise ValueError(
-            f"learner.row_tokens of {rows} end at less than rollout.context_tokens of {c.rollout.context_tokens}; a"
-            " trajectory must fit a row, so raise the last to at least that"
+            f"rollout.max_turn_tokens of {s.rollout.max_turn_tokens} leaves no room for a prompt in"
+            f" rollout.context_tokens of {s.rollout.context_tokens}; lower it or raise the context"
         )
-    if any(n % c.learner.vocab_chunk for n in rows):
+
+
+def _shares_of_the_mixture(s: settings_lib.Settings) -> None:
+    shares = [getattr(s.sft, f"mixture_{kind}") for kind in ("right", "guess", "wrong_entity", "stopped_early")]
+    if abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"sft.mixture_* are {shares}, which add up to {sum(shares):g}; make it 1")
+
+
+def _rows(s: settings_lib.Settings) -> None:
+    rows, context, chunk = s.learner.row_tokens, s.rollout.context_tokens, s.learner.vocab_chunk
+    if rows[-1] < context:
         raise ValueError(
-            f"learner.vocab_chunk of {c.learner.vocab_chunk} does not divide all learner.row_tokens of {rows}; use a"
+            f"learner.row_tokens of {rows} end at less than rollout.context_tokens of {context}; a trajectory must fit a"
+            " row, so raise the last to at least that"
+        )
+    if any(n % chunk for n in rows):
+        raise ValueError(
+            f"learner.vocab_chunk of {chunk} does not divide all learner.row_tokens of {rows}; use a divisor of them"
+        )
+
+
+def _minibatches(s: settings_lib.Settings) -> None:
+    by, updates = s.learner.minibatch_by, s.learner.updates_per_rollout
+    units = s.rollout.questions * (s.rollout.samples if by == "trajectories" else 1)
+    if units % updates:
+        raise ValueError(
+            f"{units} {by} of a rollout do not divide into learner.updates_per_rollout = {updates} mini-batches; use a"
             " divisor of them"
         )
-    units = c.rollout.questions * (c.rollout.samples if c.learner.minibatch_by == "trajectories" else 1)
-    if units % c.learner.updates_per_rollout:
-        raise ValueError(
-            f"{units} {c.learner.minibatch_by} of a rollout do not divide into learner.updates_per_rollout ="
-            f" {c.learner.updates_per_rollout} mini-batches; use a divisor of them"
-        )
-    if c.algorithm.drop_equal_groups and c.rollout.samples == 1:
+    if s.algorithm.drop_equal_groups and s.rollout.samples == 1:
         raise ValueError(
             "algorithm.drop_equal_groups leaves nothing to learn from where rollout.samples is 1: a group of one has no"
             " variance; raise rollout.samples or set it to False"
         )
-    if c.rollout.max_turn_tokens >= c.rollout.context_tokens:
+
+
+def _kl(s: settings_lib.Settings) -> None:
+    a = s.algorithm
+    if a.advantage not in ("gae", "return") and a.kl_in == "reward" and a.kl_coefficient:
         raise ValueError(
-            f"rollout.max_turn_tokens of {c.rollout.max_turn_tokens} leaves no room for a prompt in"
-            f" rollout.context_tokens of {c.rollout.context_tokens}; lower it or raise the context"
+            f"algorithm.kl_in is {a.kl_in!r}, but {a.advantage} advantages are made of the rewards of whole trajectories"
+            ' and would leave the KL out; set it to "loss"'
         )
-    if c.rollout.temperature <= 0:
-        raise ValueError(
-            f"rollout.temperature of {c.rollout.temperature} is greedy and explores nothing; use a positive one"
-            " (evaluation.decoding chooses greedy decoding for evaluation)"
-        )
-    if c.algorithm.advantage not in ("gae", "return") and c.algorithm.kl_in == "reward" and c.algorithm.kl_coefficient:
-        raise ValueError(
-            f"algorithm.kl_in is {c.algorithm.kl_in!r}, but {c.algorithm.advantage} advantages are made of the rewards"
-            ' of whole trajectories and would leave the KL out; set it to "loss"'
-        )
-    if c.algorithm.kl_in == "loss" and c.algorithm.kl_estimator == "k1" and c.algorithm.kl_coefficient:
+    if a.kl_in == "loss" and a.kl_estimator == "k1" and a.kl_coefficient:
         raise ValueError(
             'algorithm.kl_estimator is "k1" with algorithm.kl_in "loss": its gradient there is zero on average and'
             ' holds nothing back; use "k2" or "k3", or put it in the "reward"'
         )
-    chunks = tuple(c.rollout.extend_chunks)
-    if not chunks or list(chunks) != sorted(chunks) or chunks[0] < 1:
-        raise ValueError(f"rollout.extend_chunks of {chunks} must be ascending positive numbers of tokens")
-    shares = [c.sft[f"mixture_{k}"] for k in ("right", "guess", "wrong_entity", "stopped_early")]
-    if abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"sft.mixture_* are {shares}, which add up to {sum(shares):g}; make it 1")
+
+
+CHECKS = (_attention, _room_for_a_prompt, _rows, _minibatches, _kl, _shares_of_the_mixture)

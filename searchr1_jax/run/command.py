@@ -1,137 +1,152 @@
-"""The frame of every command: its flags, its errors in one line, and the mesh in use while it runs."""
+"""The frame of every command: its flags, its errors in one line, and the mesh in use while it runs.
+
+A command is a module of the package's root: `run` is a function of plain arguments, `define` defines the flags, and
+`main` calls `run` with them. Importing it defines nothing, so that all can be used in one process.
+"""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import functools
 import os
 import pathlib
+import re
 import sys
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from absl import app
 from absl import flags
 from absl import logging
 import jax
-import ml_collections
 from ml_collections import config_flags
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.retrieval import base as retrieval
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import local
-from searchr1_jax.retrieval import stored
 from searchr1_jax.run import checks
+from searchr1_jax.run import run_directory
+from searchr1_jax.run import workdir_config
 
-Config = ml_collections.ConfigDict
-
-
-@functools.cache  # several verbs in one process share them
-def define_flags() -> tuple[Any, Any]:
-    """--config and --workdir; the config is locked, so a misspelt key fails by name."""
-    config = config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:key=value,…]", lock_config=True)
-    workdir = flags.DEFINE_string("workdir", None, "directory of the run; what is missing is made")
-    return config, workdir
-
-
-class IndexFlags(NamedTuple):
-    """Which index, and how it is searched."""
-
-    index: Any
-    corpus: Any
-    encoder: Any
-    search: Any
-    reranker: Any
-    candidates: Any
-    rows_dtype: Any
-
-    def open(self) -> local.LocalRetriever:
-        """The index as the flags say; see `stored.open_index`."""
-        return stored.open_index(
-            self.index.value,
-            search=self.search.value,
-            corpus=self.corpus.value,
-            encoder=self.encoder.value,
-            reranker=self.reranker.value,
-            candidates=self.candidates.value,
-            rows_dtype=self.rows_dtype.value,
-        )
-
-
-@functools.cache
-def define_index_flags() -> IndexFlags:
-    return IndexFlags(
-        flags.DEFINE_string("index", None, "directory of an index"),
-        flags.DEFINE_string("corpus", "", 'jsonl file, {"id", "contents"} a line; of a built index: where it is now'),
-        flags.DEFINE_string(
-            "encoder", "", "directory or hub id of a BERT-family text encoder; of a built index: where it is now"
-        ),
-        flags.DEFINE_enum("search", "", ["", *stored.SEARCHES], "how to search; default: hybrid where it can be"),
-        flags.DEFINE_string("reranker", "", "directory or hub id of a cross-encoder that orders what was found anew"),
-        flags.DEFINE_integer("candidates", 50, "passages that it orders"),
-        flags.DEFINE_enum(
-            "rows_dtype", "", ["", *exact_index.DTYPES], "of the rows that exact search holds; default: as on disk"
-        ),
-    )
-
+ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the repository: configs/ stands there
 
 # What a wrong input, a missing file or package, or a server out of reach raises. Anything else is a fault of ours.
 _WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError)
 
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes, as the cluster's variables tell")
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
+
+def define_settings() -> None:
+    """Defines --config and --workdir. Without --config a run's own is taken, where --workdir holds a run."""
+    config_flags.DEFINE_config_file("config", None, "configs/NAME.py[:key=value,…]; default: the run's own")
+    flags.DEFINE_string("workdir", None, "directory of the run; what is missing is made")
 
 
-def run(main: Callable[[list[str]], None], *, required: Sequence[str] = ("config", "workdir")) -> None:
-    """Runs a verb. A wrong input ends it with one line, "error: …", and status 1; Ctrl-C with status 130.
+def define_policy() -> None:
+    """Defines --model, --step and --retriever: which policy acts, and what answers its searches."""
+    flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
+    flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
+    flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
+
+
+def settings() -> settings_lib.Settings:
+    """What --config and --retriever say. Raises ValueError for a key that there is not, or a value it cannot have."""
+    if flags.FLAGS.config is None:
+        raise ValueError(
+            f"--config is missing, and --workdir {flags.FLAGS.workdir} holds no run whose own could be taken; name a"
+            " config, as --config=configs/quickstart.py"
+        )
+    url = flags.FLAGS.retriever if "retriever" in flags.FLAGS else None
+    return settings_lib.Settings.of(flags.FLAGS.config).replace({"retriever.url": url} if url else {})
+
+
+def run(
+    main: Callable[[list[str]], None], define: Callable[[], None], *, required: Sequence[str] = ("workdir",)
+) -> None:
+    """Runs a command. A wrong input ends it with one line, "error: …", and status 1; Ctrl-C with status 130.
 
     Args:
+      define: defines its flags.
       required: flags without which it does not start.
     """
+    define()
+    flags.DEFINE_bool("distributed", False, "one of several processes, as the cluster's variables tell")
+    flags.DEFINE_bool("traceback", False, "show where an error came from")
     flags.mark_flags_as_required(required)
 
     def parsed(argv):
         try:
-            return flags.FLAGS(argv)
+            return flags.FLAGS(_with_config(argv) if "config" in flags.FLAGS else argv)
         except flags.Error as error:  # where a config file raised, the last line of a whole traceback
             sys.exit(f"error: {str(error).strip().splitlines()[-1].strip()}")
-        except ModuleNotFoundError as error:  # config files import each other as `configs.…`
-            sys.exit(f"error: {error}; start from the repository's root, or put it on PYTHONPATH")
-        except (AttributeError, KeyError) as error:  # a key that the locked config lacks
-            cause = error.args[0].args[0] if isinstance(error, AttributeError) else error.args[0]
-            sys.exit("error: the config has no key " + " ".join(cause.split()))
+        except (AttributeError, KeyError, TypeError, ImportError, ValueError) as error:  # of a config file or a key
+            sys.exit(f"error: {error}")
 
     def told(argv):
         try:
-            if _DISTRIBUTED.value:
+            if flags.FLAGS.distributed:
                 jax.distributed.initialize()
             main(argv)
         except _WRONG_INPUT as error:
-            if _TRACEBACK.value:
+            if flags.FLAGS.traceback:
                 raise
             sys.exit(f"error: {error}\n(--traceback shows where it arose)")
         except KeyboardInterrupt:
             sys.stdout.flush()
             os._exit(130)  # at once: a search that hangs in a thread would hold up an ordinary exit
 
-    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # so that a verb's --help shows them too
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        if module.startswith("searchr1_jax."):
+            for flag in defined:  # so that a command's --help shows them too
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(told, flags_parser=parsed)
+
+
+def _with_config(argv: Sequence[str]) -> list[str]:
+    """The arguments with the path of --config found, or with the config of the run in --workdir where none is given.
+
+    Raises:
+      ValueError: for an override of a key that there is not.
+    """
+    argv, given = list(argv), {}
+    known = {key.name for key in settings_lib.keys(settings_lib.Settings())}
+    for i, argument in enumerate(argv):
+        if found := re.match(r"--?config\.([\w.]+)", argument):
+            if found[1] not in known:
+                raise ValueError(settings_lib.unknown_key(found[1]))
+        elif found := re.fullmatch(r"--?(config|workdir)(?:=(.*))?", argument, re.DOTALL):
+            name, value = found.groups()
+            given[name] = (i, value) if value is not None else (i + 1, argv[i + 1] if i + 1 < len(argv) else "")
+    if "config" in given:
+        place, value = given["config"]
+        path, colon, argument = value.partition(":")
+        path = config_file(path)
+        prefix = argv[place].partition("=")[0] + "=" if argv[place].startswith("-") else ""
+        argv[place] = f"{prefix}{path}{colon}{argument}"
+    elif "workdir" in given and (pathlib.Path(given["workdir"][1]) / run_directory.CONFIG).is_file():
+        argv.insert(1, f"--config={workdir_config.__file__}:{given['workdir'][1]}")
+    return argv
+
+
+def config_file(name: str) -> pathlib.Path:
+    """A config file: as it is named, or from the repository's root. What it imports as `configs.…` is found, too."""
+    path = next((p for p in (pathlib.Path(name), ROOT / name) if p.is_file()), pathlib.Path(name))
+    for root in (path.resolve().parent.parent, ROOT):  # a user's own configs/ comes first
+        if (root / "configs").is_dir() and str(root) not in sys.path:
+            sys.path.append(str(root))
+    return path
 
 
 @contextlib.contextmanager
 def session(
-    config: Config, workdir: str | os.PathLike, *, create: bool = True, alone: bool = False
+    settings: settings_lib.Settings, workdir: str | os.PathLike, *, create: bool = True, alone: bool = False
 ) -> Iterator[pathlib.Path]:
-    """Checks the config, makes the workdir, and puts the mesh in use. Yields the workdir.
+    """Checks the settings, makes the workdir, and puts a mesh in use where there is none. Yields the workdir.
 
     Args:
       alone: whether the command is for one process.
     Raises:
-      ValueError: for a config that cannot work, or, without `create`, a workdir that does not exist.
+      ValueError: for settings that cannot work, or, without `create`, a workdir that does not exist.
     """
     quiet_libraries()
-    checks.check(config)
+    checks.check(settings)
     if not create and not os.path.isdir(workdir):
         raise ValueError(f"--workdir {workdir} does not exist; name the directory of a run, or train one first")
     if alone and jax.process_count() > 1:
@@ -140,15 +155,17 @@ def session(
         )
     directory = pathlib.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
-    if config.log.compilation_cache:
+    if settings.log.compilation_cache:
         use_compilation_cache()
-    mesh = parallel.make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor)
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        mesh = parallel.make_mesh(data=settings.mesh.data, fsdp=settings.mesh.fsdp, tensor=settings.mesh.tensor)
     with jax.set_mesh(mesh):
         yield directory
 
 
 def quiet_libraries() -> None:
-    """They tell of every file they touch; we have a voice of our own."""
+    """Hides the INFO logs of Orbax, Flax and absl; our own output goes through `metrics.say`."""
     logging.set_verbosity(logging.WARNING)
 
 
@@ -157,3 +174,10 @@ def use_compilation_cache() -> None:
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
     jax.config.update("jax_compilation_cache_dir", str(home / "searchr1_jax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def commands() -> dict[str, str]:
+    """Every command of the package and the first sentence of its docstring."""
+    files = sorted(path for path in pathlib.Path(__file__).parents[1].glob("*.py") if not path.stem.startswith("__"))
+    documented = {path.stem: ast.get_docstring(ast.parse(path.read_text())) or "" for path in files}
+    return {name: text.split("\n")[0] for name, text in documented.items()}

@@ -1,10 +1,9 @@
-"""What runs look like to others: a learning curve, the card of an exported model, the curves of a study."""
+"""Pictures: the learning curve of a run, the curves of a study."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -48,60 +47,6 @@ def learning_curve(workdir: pathlib.Path) -> None:
     figure.savefig(temporary, dpi=120)
     temporary.replace(workdir / "learning_curve.png")
     pyplot.close(figure)
-
-
-def model_card(workdir: pathlib.Path, run: dict[str, Any], *, name: str, base: str, step: int, **_: Any) -> str:
-    """README.md of an exported model: what it is, how it was trained, what it scored.
-
-    Args:
-      run: the resolved config of the run.
-      base: the model that training started from.
-      step: of the checkpoint.
-    """
-    algorithm = "PPO" if run["algorithm"]["advantage"] == "gae" else "GRPO"
-    rows = []
-    for path in sorted((workdir / "eval").glob("*.json")):
-        if not path.name.startswith("validation-"):
-            results = json.loads(path.read_text())
-            figures = f"{results['em']:.3f} | {results['searches']:.2f}"
-            rows.append(f"| {path.stem} | {results['split']} | {results['decoding']} | {results['n']} | {figures} |")
-    scores = ["No evaluation of this run was found."]
-    if rows:
-        head = ["| evaluation | split | decoding | questions | exact match | searches |", "|" + " --- |" * 6]
-        scores = head + rows
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {base}",
-            "library_name: transformers",
-            "pipeline_tag: text-generation",
-            "tags: [search-r1, reinforcement-learning]",
-            "---",
-            "",
-            f"# {name}",
-            "",
-            f"A language model that searches: `{base}`, trained with {algorithm} for {step} steps by searchr1_jax",
-            "after Search-R1 (Jin et al., 2025). It ends a turn with `</search>` or `</answer>`, the stop strings of",
-            "its generation config, and expects passages between `<information>` and `</information>` after a search.",
-            "",
-            "## Evaluation",
-            "",
-            *scores,
-            "",
-            "## Prompt",
-            "",
-            "```",
-            run["protocol"]["prompt"].rstrip("\n"),
-            "```",
-            "",
-            "## Config",
-            "",
-            "```json",
-            json.dumps(run, indent=2),
-            "```",
-            "",
-        ]
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

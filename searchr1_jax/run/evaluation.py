@@ -11,6 +11,8 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from searchr1_jax.core import parallel
 from searchr1_jax.core import types
 from searchr1_jax.rollout import episodes
@@ -100,13 +102,14 @@ def evaluate(
     what = f"{split}, {name}"
     answered = acting.answer(rollout, tasks, decoding, seed=seed, step=0, what=what)
     if answered.failure is not None:
-        keep_interrupted(directory / f"interrupted-{split}-{name}.jsonl", answered.trajectories, exact_match)
+        path, finished = directory / f"interrupted-{split}-{name}.jsonl", answered.trajectories
+        keep_interrupted(path, finished, list(map(exact_match, finished)))
         raise answered.failure
     trajectories = answered.trajectories
     return summarise(trajectories, split=split, decoding=name), trajectories
 
 
-def trajectory_row(trajectory: types.Trajectory, reward: float) -> dict[str, Any]:
+def trajectory_row(trajectory: types.Trajectory, reward: float | None) -> dict[str, Any]:
     """A trajectory as a JSON object: texts for people, ids and mask for programs."""
     return {
         "id": trajectory.example.id,
@@ -127,15 +130,39 @@ def exact_match(trajectory: types.Trajectory) -> float:
     return rewards.exact_match(trajectory.answer, trajectory.example.golden_answers)
 
 
-def keep_interrupted(path: pathlib.Path, trajectories: Sequence[types.Trajectory], reward: rewards.Reward) -> None:
+def describe(trajectories: Sequence[types.Trajectory], worths: Sequence[acting.Rewarded]) -> dict[str, float]:
+    """What the trajectories of a step look like; means over them unless named otherwise."""
+    mean = lambda values: float(np.mean(list(values)))
+    turns = [turn for t in trajectories for turn in t.turns]
+    return {
+        "reward": mean(worth.reward for worth in worths),
+        **{f"reward/{name}": mean(worth.parts[name] for worth in worths) for name in worths[0].parts},
+        "exact_match": mean(map(exact_match, trajectories)),
+        "searches": mean(t.searches for t in trajectories),
+        "repeated_queries": mean(map(rewards.repeated_queries, trajectories)),
+        "turns": mean(len(t.turns) for t in trajectories),
+        "response_tokens": mean(len(t.tokens) - t.prompt_tokens for t in trajectories),
+        "answered": mean(t.stop_reason == "answered" for t in trajectories),
+        "truncated": mean(t.stop_reason == "length" for t in trajectories),
+        "valid_actions": mean(turn.event in ("search", "answer") for turn in turns),
+        "eos_dropped": float(sum(t.eos_dropped for t in trajectories)),
+        "passages_cut": float(sum(t.passages_cut for t in trajectories)),
+    }
+
+
+def keep_interrupted(
+    path: pathlib.Path, trajectories: Sequence[types.Trajectory], worths: Sequence[float | None]
+) -> None:
     """Writes what was finished when a search failed for good, and says where it is."""
-    write_trajectories(path, trajectories, [reward(t) for t in trajectories])
+    write_trajectories(path, trajectories, worths)
     metrics.say(f"{len(trajectories)} episodes that were finished are in {path}")
 
 
-def write_trajectories(path: pathlib.Path, trajectories: Sequence[types.Trajectory], scores: Sequence[float]) -> None:
-    """One trajectory a line."""
-    rows = (trajectory_row(t, score) for t, score in zip(trajectories, scores, strict=True))
+def write_trajectories(
+    path: pathlib.Path, trajectories: Sequence[types.Trajectory], worths: Sequence[float | None]
+) -> None:
+    """One trajectory a line, each with its reward."""
+    rows = (trajectory_row(t, worth) for t, worth in zip(trajectories, worths, strict=True))
     _write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

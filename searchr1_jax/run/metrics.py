@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl and TensorBoard, lines on the console, time and memory of each verb.
+"""What a run says of itself: metrics.jsonl and TensorBoard, lines on the console, time and memory of each command.
 
 metrics.jsonl holds one JSON object a step. A resumed run first drops what was written after its checkpoint, so
 the file reads as if it had never stopped.
@@ -69,24 +69,29 @@ def peak_memory_gb() -> float:
 
 
 @contextlib.contextmanager
-def verb(workdir: pathlib.Path, name: str) -> Iterator[None]:
-    """Appends the verb's seconds, imports included, and peak memory to <workdir>/verbs.jsonl.
+def booked(workdir: pathlib.Path, command: str) -> Iterator[None]:
+    """Appends a command's seconds and the process's peak memory to <workdir>/verbs.jsonl.
 
-    Also when it is interrupted, since that time was spent on the run; an error leaves nothing behind.
+    The seconds count from when the process began, imports included, or from when the command before it ended. Also an
+    interrupted command is booked, since that time was spent on the run; an error leaves nothing behind.
     """
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        _book(workdir, name)
+        _book(workdir, command)
         raise
-    _book(workdir, name)
+    _book(workdir, command)
 
 
-def _book(workdir: pathlib.Path, name: str) -> None:
+_booked_until = 0.0
+
+
+def _book(workdir: pathlib.Path, command: str) -> None:
+    global _booked_until
     if not parallel.is_first():
         return
-    seconds = time.time() - psutil.Process().create_time()
-    row = {"verb": name, "seconds": round(seconds, 2), "peak_memory_gb": round(peak_memory_gb(), 3)}
+    began, _booked_until = max(_booked_until, psutil.Process().create_time()), time.time()
+    row = {"verb": command, "seconds": round(_booked_until - began, 2), "peak_memory_gb": round(peak_memory_gb(), 3)}
     with open(workdir / "verbs.jsonl", "a") as file:
         file.write(json.dumps(row) + "\n")
 

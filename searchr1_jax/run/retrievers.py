@@ -1,6 +1,6 @@
 """Which search engine a config names: a server, one of the web, a built index, or one made at the start.
 
-config.retriever ─ url? ─▶ RemoteRetriever, OnlineRetriever      ┐
+settings.retriever ─ url? ─▶ RemoteRetriever, OnlineRetriever      ┐
                  ─ index ─▶ stored.open_index, local.build       ┴─ cache? ─▶ QueryCache
 """
 
@@ -10,8 +10,8 @@ import pathlib
 from typing import Any
 
 import jax
-import ml_collections
 
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import cache
 from searchr1_jax.retrieval import corpus as corpora
@@ -22,39 +22,37 @@ from searchr1_jax.retrieval import scann_index
 from searchr1_jax.retrieval import stored
 from searchr1_jax.run import run_directory
 
-Config = ml_collections.ConfigDict
 
-
-def make(config: Config, workdir: pathlib.Path) -> base.Retriever:
+def make(settings: settings_lib.Settings, workdir: pathlib.Path) -> base.Retriever:
     """What the config names, behind a cache of queries where it asks for one.
 
     Raises:
       ValueError: where what it names is not there, or is not what a cache was recorded with.
     """
-    c = config.retriever
+    c = settings.retriever
     if c.cache == "off":
-        return _engine(config, workdir)
+        return _engine(settings, workdir)
     if jax.process_count() > 1:
         raise ValueError(
             f"retriever.cache is {c.cache!r} with {jax.process_count()} processes; a cache is one process's: set it to"
             ' "off", or let a retrieval server keep it (python -m searchr1_jax.serve --cache=…)'
         )
-    engine = _engine(config, workdir) if c.cache == "record" else None
-    return cache.QueryCache(engine, workdir / c.cache_file, c.cache, identity=_identity(config, workdir))
+    engine = _engine(settings, workdir) if c.cache == "record" else None
+    return cache.QueryCache(engine, workdir / c.cache_file, c.cache, identity=_identity(settings, workdir))
 
 
-def _identity(config: Config, workdir: pathlib.Path) -> str:
+def _identity(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
     """Names what answers the config's queries."""
-    c = config.retriever
+    c = settings.retriever
     if c.url:
         return c.url
     if _is_built(c.index):
         return stored.identity(c.index, **_how(c))
-    corpus = corpora.Corpus(run_directory.find(config.data.corpus, workdir, "data.corpus"), workdir / "data")
+    corpus = corpora.Corpus(run_directory.find(settings.data.corpus, workdir, "data.corpus"), workdir / "data")
     return f"corpus {corpus.sha256[:16]} {c.index} {c.dimensions}"
 
 
-def _how(c: Config) -> dict[str, Any]:
+def _how(c: settings_lib.Retriever) -> dict[str, Any]:
     """How a built index is searched."""
     return dict(search=c.search, reranker=c.reranker, candidates=c.candidates, rows_dtype=c.rows_dtype)
 
@@ -63,10 +61,10 @@ def _is_built(index: str) -> bool:
     return index not in ("auto", *local.INDEX_KINDS)
 
 
-def _engine(config: Config, workdir: pathlib.Path) -> base.Retriever:
+def _engine(settings: settings_lib.Settings, workdir: pathlib.Path) -> base.Retriever:
     """A server or an engine of the web, after a first search; or an index in this process."""
-    c = config.retriever
-    unread = [f"retriever.{key}" for key in ("search", "reranker", "rows_dtype") if c[key]]
+    c = settings.retriever
+    unread = [f"retriever.{key}" for key in ("search", "reranker", "rows_dtype") if getattr(c, key)]
     if unread and not c.url and not _is_built(c.index):
         raise ValueError(
             f"{', '.join(unread)} is of a built index, and retriever.index is {c.index!r}; leave it empty, or name a"
@@ -79,7 +77,7 @@ def _engine(config: Config, workdir: pathlib.Path) -> base.Retriever:
         return client
     if _is_built(c.index):
         return stored.open_index(c.index, **_how(c))
-    corpus, index = run_directory.find(config.data.corpus, workdir, "data.corpus"), c.index
+    corpus, index = run_directory.find(settings.data.corpus, workdir, "data.corpus"), c.index
     if index == "auto":
         index = "scann" if scann_index.available() else "exact"
     return local.build(corpus, index=index, dimensions=c.dimensions, cache_dir=workdir / "data")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+import dataclasses
 import json
 import pathlib
-from typing import Any
-
-import ml_collections
+from typing import Any, NamedTuple
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
 
-Config = ml_collections.ConfigDict
-TOKENIZER = "tokenizer"  # of a workdir: the files of its policy's tokenizer
+CONFIG = "config.json"  # of a workdir: the settings of the run that lives there
+TOKENIZER = "tokenizer"  # the files of its policy's tokenizer
+CHANGES = "changes.jsonl"  # what changed when it went on, and at which step
 
 
 def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
-    """A file or directory of the config: in the workdir, else as it is.
+    """A file or directory of the settings: in the workdir, else as it is.
 
     Raises:
-      ValueError: naming the config key and both places.
+      ValueError: naming the key and both places.
     """
     for path in (workdir / name, pathlib.Path(name)):
         if path.exists():
@@ -29,86 +31,106 @@ def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
     )
 
 
-def config_of(workdir: pathlib.Path) -> Config:
-    """The config that a run wrote into its workdir.
+def settings_of(workdir: pathlib.Path) -> settings_lib.Settings:
+    """The settings that a run wrote into its workdir.
 
     Raises:
-      ValueError: where there is none.
+      ValueError: where there are none, or they are not of this version.
     """
-    path = workdir / "config.json"
+    path = workdir / CONFIG
     if not path.is_file():
         raise ValueError(f"{path} does not exist; name the --workdir of a run, or its --config")
-    return ml_collections.ConfigDict(json.loads(path.read_text())).lock()
+    return written(settings_lib.flatten(json.loads(path.read_text())), str(path))
 
 
-# Keys that may change when a run goes on in its workdir: they do not change what is learned from a given step on,
-# but for the last bits on another mesh.
-_FREE = (
-    "log.", "evaluation.", "checkpoint.", "mesh.", "learner.offload", "sft.", "data.test", "data.validation",
-    "data.demonstrations",
-    "retriever.url", "retriever.threads", "retriever.timeout_s", "retriever.attempts", "retriever.backoff_s",
-)  # fmt: skip
-
-
-def as_json(config: Config) -> dict[str, Any]:
-    """The resolved config as JSON has it: tuples are lists."""
-    return json.loads(config.to_json_best_effort())
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """What differs between two JSON objects, by dotted key, in words."""
-    before, now = flatten(before), flatten(now)
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return {key: f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys}
-
-
-def check(config: Config, workdir: pathlib.Path) -> None:
-    """Compares the config with that of the run that lives here, if one does.
+def written(flat: Mapping[str, Any], where: str) -> settings_lib.Settings:
+    """Settings as they were written, by dotted key: a key that has a new name since is read under that, and one that
+    was not there yet has its default.
 
     Raises:
-      ValueError: naming the keys in which an earlier run in this workdir differs.
+      ValueError: for a key that this version does not know, or a value that it refuses.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    free = _FREE
-    if config.policy.final_lr_fraction == config.value.final_lr_fraction == 1:
-        free += ("learner.steps",)  # else the learning rate of every step depends on their number
-    found = differences(json.loads(path.read_text()), as_json(config))
-    changed = [words for key, words in found.items() if not key.startswith(free)]
-    if changed:
-        raise ValueError(
-            f"{workdir} holds a run with another config ({'; '.join(changed)}); go on with that config or choose"
-            " another --workdir"
-        )
+    try:
+        return settings_lib.Settings().replace({settings_lib.RENAMED.get(k, k): v for k, v in flat.items()})
+    except ValueError as error:
+        raise ValueError(f"{where} is of another version: {error}; go on with the version that wrote it") from error
 
 
-def acting_differences(config: Config, workdir: pathlib.Path) -> list[str]:
-    """In which keys that decide how a policy acts the config differs from that of the run in the workdir, in words."""
-    path = workdir / "config.json"
-    if not path.exists():
+class Change(NamedTuple):
+    """A key in which settings differ from those of a run."""
+
+    key: str
+    before: Any
+    now: Any
+    rules: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} there, {self.now!r} now"
+
+
+def changes(before: settings_lib.Settings, now: settings_lib.Settings) -> list[Change]:
+    """The keys in which the two differ."""
+    pairs = zip(settings_lib.keys(before), settings_lib.keys(now), strict=True)
+    return [Change(old.name, old.value, new.value, new.rules) for old, new in pairs if old.value != new.value]
+
+
+def check(settings: settings_lib.Settings, workdir: pathlib.Path, *, accept_changes: bool) -> list[Change]:
+    """What has changed since the run that lives here, if one does, and has to be said: see `settings` on `resume`.
+
+    Raises:
+      ValueError: naming the keys that may not change, or not unasked.
+    """
+    if not (workdir / CONFIG).exists():
         return []
-    found = differences(json.loads(path.read_text()), as_json(config))
-    return [words for key, words in found.items() if key.startswith(("protocol.", "rollout.", "retriever."))]
+    found = changes(settings_of(workdir), settings)
+    if settings.policy.final_lr_fraction == settings.value.final_lr_fraction == 1:
+        # Only where it decays does the learning rate of a step depend on how many there will be.
+        found = [change for change in found if change.key != "learner.steps"]
+    of = lambda *kinds: [change for change in found if change.rules["resume"] in kinds]
+    refused = of(settings_lib.FIXED) or ([] if accept_changes else of(settings_lib.ACCEPTED))
+    if refused:
+        allowed = "" if of(settings_lib.FIXED) else "add --accept_changes, "
+        raise ValueError(
+            f"{workdir} holds a run with another config ({'; '.join(map(str, refused))}); go on with that config,"
+            f" {allowed}or choose another --workdir"
+        )
+    return of(settings_lib.ACCEPTED, settings_lib.LAST_BITS)
 
 
-def invented_world(config: Config) -> dict[str, Any]:
+def record(workdir: pathlib.Path, found: list[Change], step: int) -> None:
+    """Notes changes with which a run goes on after a step; the first process does."""
+    if parallel.is_first() and found:
+        rows = [{"step": step, "key": change.key, "before": change.before, "now": change.now} for change in found]
+        with open(workdir / CHANGES, "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def acting_differences(settings: settings_lib.Settings, workdir: pathlib.Path) -> list[str]:
+    """Describes how what decides a policy's acting (protocol, rollout, retriever) differs from the run's own config."""
+    if not (workdir / CONFIG).exists():
+        return []
+    return [str(change) for change in changes(settings_of(workdir), settings) if change.rules["acting"]]
+
+
+def world_differences(settings: settings_lib.Settings, workdir: pathlib.Path) -> list[str] | None:
+    """How the invented world of the settings differs from the one whose files are here; None where none is."""
+    path = workdir / "world.json"
+    if not path.exists():
+        return None
+    there, now = settings_lib.flatten(json.loads(path.read_text())), settings_lib.flatten(invented_world(settings))
+    keys = sorted(key for key in there.keys() | now.keys() if there.get(key) != now.get(key))
+    return [f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in keys]
+
+
+def invented_world(settings: settings_lib.Settings) -> dict[str, Any]:
     """All that the files of the invented world depend on, as JSON."""
-    return as_json(config)["world"] | {"protocol": as_json(config)["protocol"]}
+    return dataclasses.asdict(settings.world) | {"protocol": dataclasses.asdict(settings.protocol)}
 
 
-def claim(config: Config, workdir: pathlib.Path) -> None:
-    """Writes config.json, the resolved config of the run that lives here from now on; the first process does."""
+def claim(settings: settings_lib.Settings, workdir: pathlib.Path) -> None:
+    """Writes config.json, the settings of the run that lives here from now on; the first process does."""
     if not parallel.is_first():
         return
-    temporary = workdir / ".config.json"
-    temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
-    temporary.replace(workdir / "config.json")
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    temporary = workdir / f".{CONFIG}"
+    temporary.write_text(json.dumps(settings.as_json(), indent=2) + "\n")
+    temporary.replace(workdir / CONFIG)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import tokenizer as tokenizer_lib
@@ -26,15 +27,16 @@ class Reply:
     passages: tuple[types.Passage, ...] = ()
 
 
-def information(protocol: text_protocol.Protocol, passages: Sequence[types.Passage]) -> Reply:
+def information(templates: settings.Protocol, passages: Sequence[types.Passage]) -> Reply:
     """The reply to a search."""
-    prefix, suffix = protocol.information_parts()
-    return Reply(prefix=prefix, body=protocol.render_docs(passages), suffix=suffix, passages=tuple(passages))
+    prefix, suffix = text_protocol.information_parts(templates)
+    body = text_protocol.render_docs(templates, passages)
+    return Reply(prefix=prefix, body=body, suffix=suffix, passages=tuple(passages))
 
 
-def correction(protocol: text_protocol.Protocol) -> Reply:
+def correction(templates: settings.Protocol) -> Reply:
     """The reply to a turn without a valid action."""
-    return Reply(prefix=protocol.correction)
+    return Reply(prefix=templates.correction)
 
 
 def reply_tokens(

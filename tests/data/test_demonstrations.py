@@ -9,20 +9,23 @@ import json
 import numpy as np
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.data import demonstrations
+from searchr1_jax.data.invented import drills
 from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.run import evaluation
-from searchr1_jax.text import protocol as text_protocol
 
-SHARES = demonstrations.Mixture(right=0.3, guess=0.4, wrong_entity=0.2, stopped_early=0.1, guess_weight=0.25)
-BARE = text_protocol.Protocol(prompt="{question}", correction="Again!", information="<i>{docs}</i>", passage="{text}")
+SHARES = settings.Sft(
+    mixture_right=0.3, mixture_guess=0.4, mixture_wrong_entity=0.2, mixture_stopped_early=0.1, guess_weight=0.25
+)
+BARE = settings.Protocol(prompt="{question}", correction="Again!", information="<i>{docs}</i>", passage="{text}")
 MIRA = {"id": "7", "title": '"Mira"', "text": "Mira is from Kelu."}
 
 
 @pytest.fixture(scope="module")
 def world():
-    return world_lib.make_world(seed=1, persons=60, companies=60, test_share=0.2, validation_share=0.1)
+    return world_lib.make_world(settings.World(seed=1, persons=60, companies=60), test_share=0.2, validation_share=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +37,12 @@ def questions(world):
 def round_of_drills(world, questions):
     """Two moves for every question and a third for those of two hops."""
     count = 2 * len(questions) + sum(q.hops == 2 for q in questions)
-    return list(itertools.islice(demonstrations.drills(world, questions, passages=1, seed=0), count))
+    return list(itertools.islice(drills.drills(world, questions, passages=1, seed=0), count))
 
 
 @pytest.fixture(scope="module")
 def mixed(world, questions):
-    return list(itertools.islice(demonstrations.mixture(world, questions, SHARES, passages=1, seed=0), 4000))
+    return list(itertools.islice(drills.mixture(world, questions, SHARES, passages=1), 4000))
 
 
 def search(name):
@@ -85,10 +88,10 @@ def test_drills_say_what_they_train(questions, round_of_drills):
 
 def test_drills_go_on_in_an_order_of_their_own_each_round(world, questions, round_of_drills):
     size = len(round_of_drills)
-    two = list(itertools.islice(demonstrations.drills(world, questions, passages=1, seed=0), 2 * size))
+    two = list(itertools.islice(drills.drills(world, questions, passages=1, seed=0), 2 * size))
     assert two[:size] == round_of_drills != two[size:]
     assert sorted(map(json.dumps, two[:size])) == sorted(map(json.dumps, two[size:]))
-    other = list(itertools.islice(demonstrations.drills(world, questions, passages=1, seed=1), size))
+    other = list(itertools.islice(drills.drills(world, questions, passages=1, seed=1), size))
     assert other != round_of_drills
 
 

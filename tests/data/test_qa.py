@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.data import qa
 from searchr1_jax.data.invented import world
@@ -138,7 +139,7 @@ def test_preparing_and_reading_are_silent_and_stay_off_the_network(tmp_path, mon
 
 
 def test_the_questions_of_a_world_come_back(tmp_path):
-    small = world.make_world(seed=0, persons=100, companies=100)
+    small = world.make_world(settings.World(persons=100, companies=100))
     world.write_world(small, tmp_path)
     source = load(tmp_path / "train.jsonl")
     for example, question in zip(source, world.questions(small, "train"), strict=True):

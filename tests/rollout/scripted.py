@@ -19,13 +19,13 @@ import zlib
 
 import numpy as np
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
-from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer as tokenizer_lib
 
@@ -189,7 +189,7 @@ def rollout(
     scripts: Scripts,
     retriever,
     *,
-    protocol: text_protocol.Protocol,
+    protocol: settings.Protocol,
     max_turns: int = 4,
     max_turn_tokens: int = 500,
     max_information_tokens: int = 500,

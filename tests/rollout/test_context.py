@@ -7,14 +7,12 @@ C - 32 of a context of C; one place is kept for a token after the block, C - 33 
 import pytest
 import scripted
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.rollout import episodes
-from searchr1_jax.text import protocol as text_protocol
 
 QUESTION = types.QAExample(id="nq/1", question="Who's", golden_answers=())
-PROTOCOL = text_protocol.Protocol(
-    prompt="{question}", correction="Again!", information="<i>{docs}</i>", passage="{text}"
-)
+PROTOCOL = settings.Protocol(prompt="{question}", correction="Again!", information="<i>{docs}</i>", passage="{text}")
 PROMPT, TURN = ("world", "Who's?"), "<search>ab</search>"
 
 

@@ -5,13 +5,13 @@ import threading
 
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.rollout import environment
-from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import transcript
 
-PROTOCOL = text_protocol.Protocol(correction="Again!", information="<i>{docs}</i>", passage="{i} {text} ")
+PROTOCOL = settings.Protocol(correction="Again!", information="<i>{docs}</i>", passage="{i} {text} ")
 CORRECTION = transcript.Reply(prefix="Again!")
 
 

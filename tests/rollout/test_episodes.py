@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import scripted
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.data import demonstrations
-from searchr1_jax.text import protocol as text_protocol
 
 QUESTION = types.QAExample(id="nq/1", question="who wrote Emma", golden_answers=("Jane Austen",))
-PROTOCOL = text_protocol.Protocol(prompt="Question: {question}\n")
+PROTOCOL = settings.Protocol(prompt="Question: {question}\n")
 PROMPT = "Question: who wrote Emma?\n"
 CORRECTION = (
     "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>. "

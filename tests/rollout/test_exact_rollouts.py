@@ -18,6 +18,7 @@ import scripted
 import slow_decoder
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.data import packing
 from searchr1_jax.models import decoder
@@ -28,7 +29,6 @@ from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import kv_cache
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
-from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import stop_table
 
 CONFIG = slow_decoder.tiny_config(vocab_size=300, max_positions=256, tied_embeddings=False)
@@ -36,9 +36,7 @@ CONTEXT = 3 * kv_cache.BLOCK + 8  # the fourth block overlaps the third
 SLOTS, SAMPLES, MAX_TURN_TOKENS = 8, 3, 24
 DECODING = sampling.Decoding(temperature=0.9)
 SEED, STEP = 3, 7
-PROTOCOL = text_protocol.Protocol(
-    prompt="{question}\n", correction="Again!", information="<i>{docs}</i>", passage="{text} "
-)
+PROTOCOL = settings.Protocol(prompt="{question}\n", correction="Again!", information="<i>{docs}</i>", passage="{text} ")
 # Logits, next to those of some 300 other tokens, which are about 0 ± 1.
 TAGS = {"<search>": 5.5, "</search>": 5.0, "<answer>": 4.5, "</answer>": 4.0}
 EOS = 3.0

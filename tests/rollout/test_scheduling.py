@@ -9,17 +9,15 @@ import time
 import pytest
 import scripted
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import remote
 from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
-from searchr1_jax.text import protocol as text_protocol
 
-PROTOCOL = text_protocol.Protocol(
-    prompt="{question}\n", correction="Again!", information="<i>{docs}</i>", passage="{text} "
-)
+PROTOCOL = settings.Protocol(prompt="{question}\n", correction="Again!", information="<i>{docs}</i>", passage="{text} ")
 LIMITS = dict(protocol=PROTOCOL, context=160, max_turns=3, max_turn_tokens=24, max_information_tokens=60)
 
 

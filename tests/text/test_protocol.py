@@ -2,6 +2,7 @@ import hashlib
 
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.text import protocol
 
@@ -42,60 +43,54 @@ def test_an_action_is_the_first_complete_pair_of_tags(turn, action):
 
 def test_default_prompt_is_search_r1s():
     published = "325187b4e28848fc12d41dfcb958bf9376b3735630d67686c140b65d1b76d578"
-    assert hashlib.sha256(protocol.PROMPT.encode()).hexdigest() == published
-    prompt = protocol.Protocol().render_prompt("who wrote emma")
+    assert hashlib.sha256(settings.Protocol().prompt.encode()).hexdigest() == published
+    prompt = protocol.render_prompt(settings.Protocol(), "who wrote emma")
     assert prompt.endswith("For example, <answer> Beijing </answer>. Question: who wrote emma?\n")
 
 
 @pytest.mark.parametrize("question", ["who wrote emma", "who wrote emma?", " who wrote emma \n", "\twho wrote emma? "])
 def test_a_question_is_stripped_and_ends_with_one_question_mark(question):
-    assert protocol.Protocol(prompt="Q: {question}\n").render_prompt(question) == "Q: who wrote emma?\n"
+    assert protocol.render_prompt(settings.Protocol(prompt="Q: {question}\n"), question) == "Q: who wrote emma?\n"
 
 
 def test_passages_are_numbered_from_one_and_stripped():
-    docs = protocol.Protocol().render_docs([passage('"Emma"', "A novel.\nOf 1815."), passage('"Zürich"', "A city. ")])
+    passages = [passage('"Emma"', "A novel.\nOf 1815."), passage('"Zürich"', "A city. ")]
+    docs = protocol.render_docs(settings.Protocol(), passages)
     assert docs == 'Doc 1(Title: "Emma") A novel.\nOf 1815.\nDoc 2(Title: "Zürich") A city.'
-    assert protocol.Protocol().render_docs([]) == ""
+    assert protocol.render_docs(settings.Protocol(), []) == ""
 
 
 def test_braces_in_questions_and_passages_are_text():
-    plain = protocol.Protocol(prompt="{question}", passage="{i}: {title}{text}\n")
-    assert plain.render_prompt("what is {question} in {docs} or {0}") == "what is {question} in {docs} or {0}?"
-    assert plain.render_docs([passage("{text}", "{title} {i} \\1 {}")]) == "1: {text}{title} {i} \\1 {}"
+    plain = settings.Protocol(prompt="{question}", passage="{i}: {title}{text}\n")
+    braces = "what is {question} in {docs} or {0}"
+    assert protocol.render_prompt(plain, braces) == f"{braces}?"
+    assert protocol.render_docs(plain, [passage("{text}", "{title} {i} \\1 {}")]) == "1: {text}{title} {i} \\1 {}"
 
 
 def test_braces_of_a_template_that_hold_no_name_are_text():
-    assert protocol.Protocol(prompt='{"q": "{question}"} {}').render_prompt("a?") == '{"q": "a?"} {}'
+    assert protocol.render_prompt(settings.Protocol(prompt='{"q": "{question}"} {}'), "a?") == '{"q": "a?"} {}'
 
 
 def test_information_parts_stand_around_the_passages():
-    assert protocol.Protocol().information_parts() == ("\n\n<information>", "</information>\n\n")
-    assert protocol.Protocol(information="{docs}").information_parts() == ("", "")
+    assert protocol.information_parts(settings.Protocol()) == ("\n\n<information>", "</information>\n\n")
+    assert protocol.information_parts(settings.Protocol(information="{docs}")) == ("", "")
 
 
 @pytest.mark.parametrize(
     "template, text, complaint",
     [
-        ("prompt", "Answer this:", r"prompt template 'Answer this:' lacks \{question\}"),
-        ("prompt", "{question} {docs}", r"prompt template .* unknown \{docs\}; it takes \{question\}"),
-        (
-            "correction",
-            "Again: {question}",
-            r"correction template .* unknown \{question\}; it takes no placeholder",
-        ),
-        ("information", "<information>", r"information template .* lacks \{docs\}"),
-        ("information", "{docs} {docs}", r"information template .* exactly once"),
-        ("passage", "{i} {title}", r"passage template .* lacks \{text\}"),
-        (
-            "passage",
-            "{text} {score}",
-            r"passage template .* unknown \{score\}; it takes \{i\}, \{text\}, \{title\}",
-        ),
+        ("prompt", "Answer this:", r"protocol.prompt is 'Answer this:'; put \{question\} into it, exactly once"),
+        ("prompt", "{question} {docs}", r"protocol.prompt is .* unknown \{docs\}; it takes \{question\}"),
+        ("correction", "Again: {question}", r"protocol.correction .* unknown \{question\}; it takes no placeholder"),
+        ("information", "<information>", r"protocol.information .* put \{docs\} into it"),
+        ("information", "{docs} {docs}", r"protocol.information .* exactly once"),
+        ("passage", "{i} {title}", r"protocol.passage .* put \{text\} into it"),
+        ("passage", "{text} {score}", r"protocol.passage .* unknown \{score\}; it takes \{text\}, \{i\}, \{title\}"),
     ],
 )
 def test_a_wrong_template_is_refused_by_name(template, text, complaint):
     with pytest.raises(ValueError, match=complaint):
-        protocol.Protocol(**{template: text})
+        settings.Settings(protocol=settings.Protocol(**{template: text}))
 
 
 def test_tags_are_four_pairs_and_two_of_them_stop():

@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.text import protocol
 from searchr1_jax.text import rewards
@@ -100,7 +101,7 @@ def turn(text, *, reply="", passages=()):
     return types.Turn(text=text, event=action.kind, content=action.content, reply=reply, passages=passages)
 
 
-def search(query="capital", *, think=THINK, passages=PASSAGES, texts=protocol.Protocol()):
+def search(query="capital", *, think=THINK, passages=PASSAGES, texts=settings.Protocol()):
     reply = transcript.information(texts, passages)
     return turn(
         f"{think}\n<search> {query} </search>",
@@ -119,7 +120,7 @@ def ends(*turns, golden=("Beijing",)):
     return trajectory(last.content if last.event == "answer" else None, golden, turns)
 
 
-INVALID = turn(f"{THINK} I would rather not.", reply=protocol.CORRECTION)
+INVALID = turn(f"{THINK} I would rather not.", reply=settings.Protocol().correction)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_anything_else_is_malformed(turns):
 
 @pytest.mark.parametrize("information", ["{docs}", "\n<result>{docs}</result>", "<answer> Found: {docs} <think>"])
 def test_the_environments_words_do_not_change_the_form(information):
-    texts = protocol.Protocol(prompt="Q: {question}", information=information, passage="[{i}] {text}\n")
+    texts = settings.Protocol(prompt="Q: {question}", information=information, passage="[{i}] {text}\n")
     assert rewards.well_formed(ends(search(texts=texts), answer()))
     assert rewards.well_formed(ends(search(texts=texts, passages=()), answer()))
     assert not rewards.well_formed(ends(search(texts=texts, think=""), answer()))

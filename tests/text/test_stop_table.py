@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.data.invented import world
 from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
@@ -128,13 +129,13 @@ SEQUENCES = 17_000  # of each of three kinds, no two alike
 @pytest.fixture(scope="module")
 def texts():
     """What policies of the invented world read and write."""
-    places, prompts = world.make_world(seed=0, persons=300, companies=200), protocol.Protocol()
+    places, prompts = world.make_world(settings.World(persons=300, companies=200)), settings.Protocol()
     texts = ["東京 – “Ærø”, 1923: naïve café 😀\n"]
     for q in world.questions(places, "train"):
         name, answer = q.path[0], q.golden_answers[0]
         found = places.passages[name]["contents"]
         texts += [
-            prompts.render_prompt(q.question),
+            protocol.render_prompt(prompts, q.question),
             f"<think>I need to find {name}.</think>\n<search> {name} </search>\n\n<information>{found}</information>",
             f"<think>It is {answer}</think><answer>{answer}</answer>\n",
         ]

@@ -2,8 +2,8 @@
 
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
-from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import transcript
 
 PASSAGES = (
@@ -13,7 +13,7 @@ PASSAGES = (
 
 
 def test_an_information_block_is_made_of_prefix_passages_and_suffix():
-    assert transcript.information(text_protocol.Protocol(), PASSAGES) == transcript.Reply(
+    assert transcript.information(settings.Protocol(), PASSAGES) == transcript.Reply(
         prefix="\n\n<information>",
         body='Doc 1(Title: "Emma") A novel. \nDoc 2(Title: "Zürich") A city.',
         suffix="</information>\n\n",
@@ -22,7 +22,7 @@ def test_an_information_block_is_made_of_prefix_passages_and_suffix():
 
 
 def test_a_correction_is_never_cut():
-    correction = transcript.correction(text_protocol.Protocol(correction="Again!"))
+    correction = transcript.correction(settings.Protocol(correction="Again!"))
     assert correction == transcript.Reply(prefix="Again!", body="", suffix="", passages=())
 
 
@@ -79,7 +79,7 @@ def test_a_reply_without_passages_fits_or_does_not(byte_tokenizer, room, fitted)
 def test_a_cut_moves_no_other_token(tags, request):
     """What is around the passages is tokenised by itself: cutting at a token never changes another one."""
     tokenizer = request.getfixturevalue(tags)
-    reply = transcript.information(text_protocol.Protocol(), PASSAGES)
+    reply = transcript.information(settings.Protocol(), PASSAGES)
     prefix, suffix = tokenizer.encode("\n\n<information>"), tokenizer.encode("</information>\n\n")
     body = tokenizer.encode(reply.body)
     for budget in range(len(body) + 1):

@@ -26,6 +26,7 @@ import random
 import re
 import uuid
 
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.data.invented import relations as relations_lib
 
 SPLITS = ("train", "validation", "test")
@@ -88,34 +89,20 @@ class Question:
     path: tuple[str, ...]  # queries of the entities to search for, in order; as many as hops
 
 
-def make_world(
-    *,
-    seed: int,
-    persons: int = 3000,
-    companies: int = 2000,
-    hops: int = 2,
-    namesakes: int = 1,
-    paraphrased: bool = False,
-    test_share: float = 0.10,
-    validation_share: float = 0.05,
-) -> World:
+def make_world(c: settings_lib.World, *, test_share: float = 0.10, validation_share: float = 0.05) -> World:
     """The world that belongs to a seed; the same arguments give the same world.
 
+    Persons are at most 60 x 80, the pairs of names, times namesakes; companies at most 50 x 60, the pairs of words.
+
     Args:
-      seed: any integer.
-      persons: how many; at most 60 x 80, the pairs of names, times namesakes.
-      companies: how many; at most 50 x 60, the pairs of words.
-      hops: searches of the longest chains, 2 or 3.
-      namesakes: persons of each name, of different professions and of one split.
-      paraphrased: whether questions are nested phrases, in validation and test others than in training.
       test_share: fraction of the persons, and of the companies, that only the test split knows.
       validation_share: the same for the validation split.
 
     Raises ValueError when there are more entities than names, or a split would have no person or no company.
     """
-    _check(persons, companies, hops, namesakes)
-    relations = relations_lib.relations(hops=hops, namesakes=namesakes, paraphrased=paraphrased)
-    rng = random.Random(seed)
+    _check(c)
+    relations = relations_lib.relations(hops=c.hops, namesakes=c.namesakes, paraphrased=c.paraphrased)
+    rng = random.Random(c.seed)
     given, family, first, second, country, city = _words(
         rng,
         (GIVEN_NAMES, FAMILY_NAMES, FIRST_WORDS, SECOND_WORDS, COUNTRIES, CITIES),
@@ -123,21 +110,21 @@ def make_world(
     )
 
     people, split_of, of_split = [], {}, {split: [] for split in SPLITS}
-    names = persons // namesakes
+    names = c.persons // c.namesakes
     splits = _assign_splits(rng, "names of persons", names, test_share, validation_share)
     for (a, b), split in zip(_pairs(rng, given, family, names), splits):
-        countries = [rng.choice(country) for _ in range(namesakes)]
-        professions = rng.sample(relations_lib.PROFESSIONS, namesakes)
+        countries = [rng.choice(country) for _ in range(c.namesakes)]
+        professions = rng.sample(relations_lib.PROFESSIONS, c.namesakes)
         for home, profession in zip(countries, professions):
             name = f"{a} {b}"
-            query = name if namesakes == 1 else relations_lib.QUERY.format(name=name, profession=profession)
+            query = name if c.namesakes == 1 else relations_lib.QUERY.format(name=name, profession=profession)
             people.append(Person(name=name, query=query, country=home, profession=profession))
             of_split[split].append(query)
             split_of[query] = split
 
     firms = []
-    splits = _assign_splits(rng, "companies", companies, test_share, validation_share)
-    for (a, b), split in zip(_pairs(rng, first, second, companies), splits):
+    splits = _assign_splits(rng, "companies", c.companies, test_share, validation_share)
+    for (a, b), split in zip(_pairs(rng, first, second, c.companies), splits):
         firm = Company(
             name=f"{a} {b} {rng.choice(relations_lib.SUFFIXES)}",
             founder=rng.choice(of_split[split]),
@@ -146,7 +133,7 @@ def make_world(
         )
         firms.append(firm)
         split_of[firm.name] = split
-    if hops == 3:
+    if c.hops == 3:
         people = _advisers(rng, people, firms, split_of)
 
     entities = {entity.query: entity for entity in (*people, *firms)}
@@ -156,7 +143,7 @@ def make_world(
         passages[query] = {"id": str(len(passages)), "contents": contents}
 
     return World(
-        seed=seed,
+        seed=c.seed,
         persons=tuple(people),
         companies=tuple(firms),
         relations=relations,
@@ -223,21 +210,19 @@ def write_world(world: World, directory: str | os.PathLike) -> None:
         )
 
 
-def _check(persons: int, companies: int, hops: int, namesakes: int) -> None:
-    if hops not in (2, 3):
-        raise ValueError(f"hops is {hops}; the longest chains have 2 or 3, set it to one of them")
-    if not 1 <= namesakes <= len(relations_lib.PROFESSIONS):
+def _check(c: settings_lib.World) -> None:
+    if c.namesakes > len(relations_lib.PROFESSIONS):
         raise ValueError(
-            f"namesakes is {namesakes}; they are told apart by {len(relations_lib.PROFESSIONS)} professions, so set it"
-            " to 1 up to that"
+            f"world.namesakes is {c.namesakes}; they are told apart by {len(relations_lib.PROFESSIONS)} professions, so"
+            " set it to at most that"
         )
-    if persons % namesakes:
+    if c.persons % c.namesakes:
         raise ValueError(
-            f"{persons} persons are no whole number of names with {namesakes} namesakes each; make it a multiple"
+            f"{c.persons} persons are no whole number of names with {c.namesakes} namesakes each; make it a multiple"
         )
     for what, count, limit in (
-        ("persons", persons, GIVEN_NAMES * FAMILY_NAMES * namesakes),
-        ("companies", companies, FIRST_WORDS * SECOND_WORDS),
+        ("persons", c.persons, GIVEN_NAMES * FAMILY_NAMES * c.namesakes),
+        ("companies", c.companies, FIRST_WORDS * SECOND_WORDS),
     ):
         if count > limit:
             raise ValueError(f"there are {limit} names for {count} {what}; ask for at most {limit} {what}")

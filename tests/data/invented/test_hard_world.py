@@ -7,14 +7,12 @@ import re
 
 import pytest
 
-from configs import base
 from configs import world_hard
-from searchr1_jax.data import demonstrations
+from searchr1_jax.core import settings
+from searchr1_jax.data.invented import drills
 from searchr1_jax.data.invented import relations
 from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.retrieval import local
-from searchr1_jax.run import run_directory
-from searchr1_jax.run import setup
 
 # An independent reader: how each attribute stands in a passage, and how a person is mentioned.
 MENTION = r"(?:the (?P<before>[a-z]+) (?P<late>\w+ \w+)|(?P<early>\w+ \w+) the (?P<after>[a-z]+))"
@@ -37,14 +35,7 @@ def read(text, what):
 
 @pytest.fixture(scope="module")
 def hard():
-    return setup.world(world_hard.get_config())
-
-
-def test_the_config_has_the_keys_and_types_of_base_and_no_others():
-    def types(config):
-        return {key: type(value) for key, value in run_directory.flatten(config.to_dict()).items()}
-
-    assert types(world_hard.get_config("algorithm=grpo")) == types(base.get_config())
+    return world_lib.make_world(settings.Settings.of(world_hard.get_config()).world)
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +143,7 @@ def test_name_and_profession_find_a_person_among_three_and_the_name_alone_does_n
 
 @pytest.fixture(scope="module")
 def drilled(hard, asked):
-    drills = demonstrations.drills(hard, asked["train"], passages=3, seed=0)
-    return list(itertools.islice(drills, 6000))
+    return list(itertools.islice(drills.drills(hard, asked["train"], passages=3, seed=0), 6000))
 
 
 def moves(row):
@@ -201,9 +191,11 @@ def test_distractors_are_of_the_training_split_and_share_a_name(hard, drilled, a
 
 
 def test_episodes_of_the_mixture_go_as_far_as_their_kind_says(hard, asked):
-    shares = demonstrations.Mixture(right=0.25, guess=0.25, wrong_entity=0.25, stopped_early=0.25, guess_weight=0.25)
+    shares = settings.Sft(
+        mixture_right=0.25, mixture_guess=0.25, mixture_wrong_entity=0.25, mixture_stopped_early=0.25, guess_weight=0.25
+    )
     by_id = {question.id: question for question in asked["train"]}
-    mixed = demonstrations.mixture(hard, asked["train"], shares, passages=3, seed=0)
+    mixed = drills.mixture(hard, asked["train"], shares, passages=3)
     seen = collections.Counter()
     for row in itertools.islice(mixed, 2000):
         question, made = by_id[row["id"]], moves(row)

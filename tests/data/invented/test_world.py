@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.data.invented import world
 
 # An independent reader of the passages: what each relation's answer looks like in the text, and where the
@@ -20,7 +21,7 @@ READERS = {
 
 @pytest.fixture(scope="module")
 def default_world():
-    return world.make_world(seed=0)
+    return world.make_world(settings.World())
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def files(directory):
 
 def test_a_seed_gives_the_same_bytes_twice_and_another_seed_gives_others(tmp_path):
     for name, seed in (("once", 1), ("again", 1), ("other", 2)):
-        world.write_world(world.make_world(seed=seed, persons=200, companies=100), tmp_path / name)
+        world.write_world(world.make_world(settings.World(seed=seed, persons=200, companies=100)), tmp_path / name)
     assert files(tmp_path / "once") == files(tmp_path / "again")
     assert sorted(files(tmp_path / "once")) == [
         "corpus.jsonl",
@@ -132,7 +133,7 @@ def test_half_of_each_split_is_one_hop_and_relations_are_even(asked):
 
 def test_what_a_scarce_relation_lacks_the_others_give():
     # 40 persons and 100 companies in test: 40 + 40 + 100 + 100 one-hop facts for 200 two-hop ones.
-    small = world.make_world(seed=3, persons=200, companies=500, test_share=0.2)
+    small = world.make_world(settings.World(seed=3, persons=200, companies=500), test_share=0.2)
     relations = collections.Counter(question.relation for question in world.questions(small, "test"))
     assert relations == {
         "person_country": 40,
@@ -179,24 +180,22 @@ def test_a_failed_write_leaves_the_old_file(default_world, tmp_path, monkeypatch
 
 def test_impossible_worlds_are_refused_with_the_limit():
     with pytest.raises(ValueError, match="at most 4800 persons"):
-        world.make_world(seed=0, persons=4801)
+        world.make_world(settings.World(persons=4801))
     with pytest.raises(ValueError, match="at most 3000 companies"):
-        world.make_world(seed=0, companies=3001)
+        world.make_world(settings.World(companies=3001))
     with pytest.raises(ValueError, match="leave 0 to the validation split"):
-        world.make_world(seed=0, validation_share=0.0)
+        world.make_world(settings.World(), validation_share=0.0)
     with pytest.raises(ValueError, match="of 5 companies"):
-        world.make_world(seed=0, companies=5)
-    with pytest.raises(ValueError, match="hops is 4; .* 2 or 3"):
-        world.make_world(seed=0, hops=4)
+        world.make_world(settings.World(companies=5))
     with pytest.raises(ValueError, match="namesakes is 17; .* 16 professions"):
-        world.make_world(seed=0, namesakes=17)
+        world.make_world(settings.World(namesakes=17))
     with pytest.raises(ValueError, match="3000 persons are no whole number of names with 7 namesakes"):
-        world.make_world(seed=0, namesakes=7)
+        world.make_world(settings.World(namesakes=7))
     with pytest.raises(ValueError, match="at most 9600 persons"):
-        world.make_world(seed=0, persons=9602, namesakes=2)
+        world.make_world(settings.World(persons=9602, namesakes=2))
     with pytest.raises(ValueError, match="founded all companies of the validation split and can advise none"):
-        world.make_world(seed=0, persons=40, companies=20, hops=3)
-    small = world.make_world(seed=0, persons=100, companies=100)
+        world.make_world(settings.World(persons=40, companies=20, hops=3))
+    small = world.make_world(settings.World(persons=100, companies=100))
     with pytest.raises(ValueError, match="'dev' is not a split"):
         world.questions(small, "dev")
     with pytest.raises(ValueError, match="is called 'Nobody'"):

@@ -1,0 +1,74 @@
+"""The README.md of an exported model: what it is, how it was trained, what it scored."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.run import progress
+
+_CARD = """\
+---
+base_model: {base}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [search-r1, reinforcement-learning]
+---
+
+# {name}
+
+A language model that searches: `{base}`, trained by {algorithm} for {step} steps by searchr1_jax after Search-R1 (Jin
+et al., 2025). It ends a turn with {stops}, the stop strings of its generation config, and expects passages between
+`<information>` and `</information>` after a search.
+
+## Evaluation
+
+{scores}
+
+## Prompt
+
+```
+{prompt}
+```
+
+## Config
+
+```json
+{config}
+```
+"""
+_HEAD = "| evaluation | split | decoding | questions | exact match | searches |\n|" + " --- |" * 6
+
+
+def text(
+    workdir: pathlib.Path, settings: settings_lib.Settings, about: progress.About, *, name: str, stops: tuple[str, ...]
+) -> str:
+    """The card.
+
+    Args:
+      settings: of the run.
+      about: of the checkpoint.
+      stops: stop strings of the model.
+    """
+    rows = []
+    for path in sorted((workdir / "eval").glob("*.json")):
+        if not path.name.startswith("validation-"):
+            r = json.loads(path.read_text())
+            cells = path.stem, r["split"], r["decoding"], r["n"], f"{r['em']:.3f}", f"{r['searches']:.2f}"
+            rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return _CARD.format(
+        name=name,
+        base=about.base,
+        step=about.step,
+        algorithm=algorithm(settings.algorithm),
+        stops=" or ".join(f"`{tag}`" for tag in stops),
+        scores="\n".join([_HEAD, *rows]) if rows else "No evaluation of this run was found.",
+        prompt=settings.protocol.prompt.rstrip("\n"),
+        config=json.dumps(settings.as_json(), indent=2),
+    )
+
+
+def algorithm(c: settings_lib.Algorithm) -> str:
+    """The algorithm that was used, in words."""
+    return f"{c.advantage} with {c.policy_loss}"

@@ -1,0 +1,144 @@
+"""Policies in and out: from a checkpoint of a run or a Hugging Face directory, and as such a directory again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.models import config as model_config
+from searchr1_jax.models import decoder
+from searchr1_jax.models import hf
+from searchr1_jax.run import checkpoint
+from searchr1_jax.run import progress
+from searchr1_jax.run import run_directory
+from searchr1_jax.text import protocol
+from searchr1_jax.text import tokenizer
+
+
+def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
+    """A Hugging Face directory of the settings: in the workdir, as it is, or from the hub where it reads like an id.
+
+    Raises:
+      ValueError: naming the key.
+    """
+    if not any(path.exists() for path in (workdir / name, pathlib.Path(name))) and hf.is_hub_id(name):
+        return hf.directory(name)
+    return run_directory.find(name, workdir, key)
+
+
+class Loaded(NamedTuple):
+    """A policy to act with or to export."""
+
+    model: model_config.ModelConfig
+    tokens: tokenizer.Tokenizer
+    params: decoder.Params
+    origin: str  # where it is from, in words
+    about: progress.About | None  # what its checkpoint says of it
+
+
+def load(
+    settings: settings_lib.Settings, workdir: pathlib.Path, *, model: str | None = None, step: int | None = None
+) -> Loaded:
+    """A policy with its tokenizer, from a checkpoint alone or from a Hugging Face directory.
+
+    Args:
+      model: Hugging Face directory or hub id; None takes the workdir's checkpoint.
+      step: of the checkpoint; None takes the newest.
+    Raises:
+      ValueError: where there is no such checkpoint.
+    """
+    if model:
+        path = hf.directory(model)
+        params = hf.load(path, dtype=jnp.dtype(settings.model.param_dtype))
+        return Loaded(hf.read_config(path), tokenizer.Tokenizer.load(path), params, str(model), None)
+    about, params, origin = restore(settings, workdir, "policy", step=step)
+    tokens = tokenizer.Tokenizer.load(workdir / run_directory.TOKENIZER)
+    return Loaded(model_config.from_hf(about.model), tokens, params, origin, about)
+
+
+KINDS = {"policy": decoder.Policy, "value": decoder.Value}
+
+
+def restore(
+    settings: settings_lib.Settings, workdir: pathlib.Path, name: str, *, step: int | None = None
+) -> tuple[progress.About, decoder.Params, str]:
+    """One model of a checkpoint, of KINDS: what the checkpoint says of itself, the weights, and their origin in words.
+
+    Raises:
+      ValueError: where there is no such checkpoint.
+    """
+    with checkpoint.Checkpoints(workdir / "checkpoints", keep=settings.checkpoint.keep) as checkpoints:
+        chosen = checkpoints.latest if step is None else step
+        if chosen is None or chosen not in checkpoints.steps:
+            raise ValueError(
+                f"{workdir}/checkpoints holds steps {checkpoints.steps}"
+                + ("" if step is None else f", not {step}")
+                + "; run python -m searchr1_jax.train first, choose another --step, or name a --model"
+            )
+        about = progress.About.of(checkpoints.restore(chosen, {})[1])
+        if name == "value" and not about.has_value_model:
+            raise ValueError(f"{workdir}/checkpoints/{chosen} has no value model; leave out --value")
+        dtype = jnp.dtype(settings.model.param_dtype)
+        _, abstract = decoder.abstract(KINDS[name], model_config.from_hf(about.model), dtype)
+        params = checkpoints.restore(chosen, {name: abstract})[0][name]
+    return about, params, f"{workdir}/checkpoints/{chosen}"
+
+
+def save(
+    output: pathlib.Path,
+    model: model_config.ModelConfig,
+    tokens: tokenizer.Tokenizer,
+    params: decoder.Params,
+    *,
+    value: decoder.Params | None = None,
+    dtype: jnp.dtype | None = None,
+    max_shard_gb: float = 5.0,
+    card: str | None = None,
+) -> None:
+    """Writes a policy as a Hugging Face directory, which appears when it is whole and replaces what was there.
+
+    Args:
+      value: a value model, written beside it into `value/`.
+      dtype: of the files; None keeps the weights' own.
+      card: text of its README.md.
+    """
+    options = dict(
+        dtype=dtype,
+        max_shard_bytes=int(max_shard_gb * 1e9),
+        eos_ids=tokens.eos_ids,
+        stop_strings=protocol.STOP_TAGS,
+    )
+    with _whole(output) as temporary:
+        if parallel.is_first():
+            tokens.save(temporary)
+            if card is not None:
+                (temporary / "README.md").write_text(card)
+        hf.save(temporary, model, params, **options)
+        if value is not None:
+            hf.save(temporary / "value", model, value, kind=decoder.Value, **options)
+
+
+@contextlib.contextmanager
+def _whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a directory to write to, which takes the place of `output` at the end; after an error nothing is left."""
+    temporary = output.with_name(f".{output.name}.partial")
+    if jax.process_index() != 0:
+        yield temporary
+        return
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

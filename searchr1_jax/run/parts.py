@@ -1,0 +1,120 @@
+"""From settings to the parts of a run that several commands use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.core import types
+from searchr1_jax.data import qa
+from searchr1_jax.models import config as model_config
+from searchr1_jax.rollout import engine
+from searchr1_jax.rollout import environment as environment_lib
+from searchr1_jax.rollout import episodes
+from searchr1_jax.rollout import programs
+from searchr1_jax.rollout import sampling
+from searchr1_jax.run import retrievers
+from searchr1_jax.run import run_directory
+from searchr1_jax.text import stop_table
+from searchr1_jax.text import tokenizer
+
+
+def questions(settings: settings_lib.Settings, split: str, workdir: pathlib.Path) -> list[qa.Questions]:
+    """The data sets of a split: "train", "validation" or "test"."""
+    names = getattr(settings.data, split)
+    sources = [str(pathlib.PurePath(name).with_suffix("")).lstrip("/") for name in names]  # before the ids
+    if not names or len(set(sources)) < len(names):
+        raise ValueError(
+            f"data.{split} is {names}; name at least one file, and each once (two that differ in their endings alone"
+            " would give their questions the same ids)"
+        )
+    return [
+        qa.load(run_directory.find(name, workdir, f"data.{split}"), name=source, cache_dir=workdir / "data")
+        for name, source in zip(names, sources, strict=True)
+    ]
+
+
+def tasks(
+    settings: settings_lib.Settings,
+    examples: Sequence[types.QAExample],
+    tokens: tokenizer.Tokenizer,
+    *,
+    samples: int,
+) -> list[episodes.Task]:
+    """Prompts of the questions; one that leaves no room for a turn is refused with its id."""
+    room = settings.rollout.context_tokens - settings.rollout.max_turn_tokens
+    return episodes.make_tasks(examples, tokens, settings.protocol, samples=samples, room=room)
+
+
+def decoding(settings: settings_lib.Settings, name: str) -> sampling.Decoding:
+    """ "greedy", or "sampled" as the rollout samples."""
+    if name == "greedy":
+        return sampling.Decoding(temperature=0.0)
+    if name == "sampled":
+        c = settings.rollout
+        return sampling.Decoding(temperature=c.temperature, top_k=c.top_k, top_p=c.top_p)
+    raise ValueError(f"decoding {name!r} is unknown; choose greedy or sampled")
+
+
+def environment(settings: settings_lib.Settings, workdir: pathlib.Path) -> environment_lib.Environment:
+    """What answers the policy's turns."""
+    c = settings.retriever
+    return environment_lib.SearchEnvironment(
+        protocol=settings.protocol,
+        retriever=retrievers.make(settings, workdir),
+        passages_per_search=settings.rollout.passages,
+        timeout_s=None if c.url else c.timeout_s,  # a server's client has its own, and more than one attempt
+    )
+
+
+class Actor(NamedTuple):
+    """What answers questions with a policy."""
+
+    engine: engine.Engine  # takes the weights
+    rollout: episodes.Rollout  # the host loop over it
+
+
+def actor(
+    settings: settings_lib.Settings,
+    environment: environment_lib.Environment,
+    model: model_config.ModelConfig,
+    tokens: tokenizer.Tokenizer,
+) -> Actor:
+    """An actor, still without weights.
+
+    Raises:
+      ValueError: where the tokenizer has more tokens, or the context more places, than the model.
+    """
+    c = settings.rollout
+    if tokens.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokens.vocab_size} tokens but the model's embedding {model.vocab_size} rows;"
+            " use the tokenizer that belongs to the model"
+        )
+    if c.context_tokens > model.max_positions:
+        raise ValueError(
+            f"rollout.context_tokens of {c.context_tokens} exceeds the {model.max_positions} positions of the model"
+        )
+    pieces = tokens.token_bytes()
+    pieces += [b""] * (model.vocab_size - len(pieces))  # embeddings are often padded beyond the vocabulary
+    made = engine.Engine(
+        model,
+        programs.Shapes.of(c),
+        stop_table.build(pieces),
+        hosts=parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=settings.mesh.actor_tensor),
+        eos_ids=tokens.eos_ids,
+        max_turn_tokens=c.max_turn_tokens,
+        dtype=jnp.dtype(settings.model.actor_dtype),
+    )
+    limits = episodes.Limits(
+        max_turns=c.max_turns,
+        max_information_tokens=c.max_information_tokens,
+        retrieval_threads=settings.retriever.threads,
+    )
+    return Actor(made, episodes.Rollout(made, environment, tokens, limits))
