@@ -3,9 +3,9 @@
 Exporting what was really trained is tried in `test_verbs.py`; what transformers reads, in `models/test_hf.py`.
 """
 
+import dataclasses
 import json
 import shutil
-import types
 
 import bits
 import jax
@@ -20,12 +20,14 @@ import transformers
 
 from configs import quickstart
 from searchr1_jax import export
+from searchr1_jax.core import settings
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.models import tensor_files
 from searchr1_jax.run import checkpoint
 from searchr1_jax.run import evaluation
+from searchr1_jax.run import progress
 from searchr1_jax.run import run_directory
 from searchr1_jax.text import tokenizer
 
@@ -50,19 +52,17 @@ def run(tagged_tokenizer, tmp_path_factory):
     templated.save_pretrained(workdir / run_directory.TOKENIZER)
     with jax.set_mesh(laptop):
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=2)
-        about = {
-            "model": model_config.to_hf(MODEL, dtype="float32"),
-            "base": "Ada/base-2b",
-            "has_value_model": True,
-            "stream": {},
-        }
+        about = progress.About(
+            model=model_config.to_hf(MODEL, dtype="float32"), base="Ada/base-2b", has_value_model=True, stream={},
+            step=0, owed=None, course=progress.Course(kl_coefficient=0.0),
+        )  # fmt: skip
         for step in (4, 6):
             trees = trained(step)
             placed = {
                 "policy": slow_decoder.on_mesh(MODEL, trees["policy"]),
                 "value": slow_decoder.on_mesh(MODEL, trees["value"], decoder.Value),
             }
-            checkpoints.save(step, placed, about | {"step": step})
+            checkpoints.save(step, placed, dataclasses.replace(about, step=step).as_json())
         checkpoints.close()
     run_directory.claim(config(**{"learner.steps": 77}), workdir)
     return workdir
@@ -75,24 +75,17 @@ def workdir(run, tmp_path):
 
 
 def config(**changes):
-    c = quickstart.get_config()
-    c.update_from_flattened_dict({"log.compilation_cache": False} | changes)
-    return c
+    return settings.Settings.of(quickstart.get_config()).replace({"log.compilation_cache": False} | changes)
 
 
 @pytest.fixture
-def exported(workdir, tmp_path, monkeypatch):
+def exported(workdir, tmp_path):
     """exported(**flags) is the directory that the verb wrote."""
 
     def exported(**flags):
-        given = dict(
-            config=config(), workdir=workdir, output=tmp_path / "out" / "model", step=None, dtype=None,
-            max_shard_gb=5.0, value=False, overwrite=False,
-        )  # fmt: skip
-        for name, value in (given | flags).items():
-            monkeypatch.setattr(export, f"_{name.upper()}", types.SimpleNamespace(value=value))
-        export.main([])
-        return export._OUTPUT.value
+        output = flags.pop("output", tmp_path / "out" / "model")
+        export.run(flags.pop("settings", config()), flags.pop("workdir", workdir), output, **flags)
+        return output
 
     return exported
 
@@ -161,11 +154,11 @@ def test_the_card_tells_base_algorithm_step_and_config(exported):
     card = (output / "README.md").read_text()
     front = card.split("---")[1]
     assert "base_model: Ada/base-2b\n" in front and "library_name: transformers\n" in front
-    assert "# model\n" in card and "`Ada/base-2b`, trained with PPO for 4 steps" in card
+    assert "# model\n" in card and "`Ada/base-2b`, trained by PPO for 4 steps" in card
     assert "No evaluation of this run was found." in card
     told = json.loads(card.split("```json\n")[1].split("```")[0])
     assert told["learner"]["steps"] == 77  # the config of the run, not that of the command line
-    assert told == json.loads(config(**{"learner.steps": 77}).to_json_best_effort())
+    assert told == config(**{"learner.steps": 77}).as_json()
 
 
 def test_the_card_holds_the_figures_of_evaluations_but_not_those_made_while_training(exported, workdir):
@@ -182,14 +175,13 @@ def test_the_card_holds_the_figures_of_evaluations_but_not_those_made_while_trai
 
 
 def test_the_card_of_grpo_says_so_and_there_is_no_value_model_to_write(exported, workdir, tmp_path):
-    grpo = quickstart.get_config("algorithm=grpo")
-    grpo.log.compilation_cache = False
+    grpo = settings.Settings.of(quickstart.get_config("algorithm=grpo")).replace({"log.compilation_cache": False})
     (workdir / "config.json").unlink()  # the config of the command line stands in
-    assert "trained with GRPO for 6 steps" in (exported(config=grpo) / "README.md").read_text()
+    assert "trained by GRPO for 6 steps" in (exported(settings=grpo) / "README.md").read_text()
     extra = workdir / "checkpoints" / "6" / "extra" / "metadata"
     extra.write_text(json.dumps(json.loads(extra.read_text()) | {"has_value_model": False}))
     with pytest.raises(ValueError, match="checkpoints/6 has no value model; leave out --value"):
-        exported(config=grpo, value=True, output=tmp_path / "other")
+        exported(settings=grpo, value=True, output=tmp_path / "other")
 
 
 # Whole or not at all.

@@ -38,8 +38,8 @@ def _rows(s: settings_lib.Settings) -> None:
     rows, context, chunk = s.learner.row_tokens, s.rollout.context_tokens, s.learner.vocab_chunk
     if rows[-1] < context:
         raise ValueError(
-            f"learner.row_tokens of {rows} end at less than rollout.context_tokens of {context}; a trajectory must fit a"
-            " row, so raise the last to at least that"
+            f"learner.row_tokens of {rows} end at less than rollout.context_tokens of {context}; a trajectory must fit"
+            " a row, so raise the last to at least that"
         )
     if any(n % chunk for n in rows):
         raise ValueError(
@@ -66,8 +66,8 @@ def _kl(s: settings_lib.Settings) -> None:
     a = s.algorithm
     if a.advantage not in ("gae", "return") and a.kl_in == "reward" and a.kl_coefficient:
         raise ValueError(
-            f"algorithm.kl_in is {a.kl_in!r}, but {a.advantage} advantages are made of the rewards of whole trajectories"
-            ' and would leave the KL out; set it to "loss"'
+            f"algorithm.kl_in is {a.kl_in!r}, but {a.advantage} advantages are made of the rewards of whole"
+            ' trajectories and would leave the KL out; set it to "loss"'
         )
     if a.kl_in == "loss" and a.kl_estimator == "k1" and a.kl_coefficient:
         raise ValueError(

@@ -98,7 +98,7 @@ def test_drills_go_on_in_an_order_of_their_own_each_round(world, questions, roun
 def test_the_mixture_has_the_shares_of_the_config(mixed):
     counts = collections.Counter(row["kind"] for row in mixed)
     for kind in ("right", "guess", "wrong_entity", "stopped_early"):
-        share = getattr(SHARES, kind)
+        share = getattr(SHARES, f"mixture_{kind}")
         deviation = (share * (1 - share) / len(mixed)) ** 0.5
         assert abs(counts[kind] / len(mixed) - share) < 4 * deviation
     assert len(mixed) == sum(counts[kind] for kind in ("right", "guess", "wrong_entity", "stopped_early"))

@@ -7,6 +7,7 @@ from configs import presets
 from configs import quickstart
 from configs import search_r1
 from configs import world_hard
+from searchr1_jax.core import settings
 from searchr1_jax.run import checks
 
 FAULTS = [
@@ -26,24 +27,15 @@ FAULTS = [
         {"rollout.max_turn_tokens": 4096},
         "rollout.max_turn_tokens of 4096 leaves no room for a prompt .* lower it or",
     ),
-    (
-        {"rollout.temperature": 0.0},
-        "rollout.temperature of 0.0 is greedy and explores nothing; use a positive one",
-    ),
-    (
-        {"rollout.extend_chunks": (64, 16)},
-        r"rollout.extend_chunks of \(64, 16\) must be ascending positive numbers",
-    ),
-    (
-        {"learner.row_tokens": (4096, 1024)},
-        r"learner.row_tokens of \(4096, 1024\) must be ascending positive",
-    ),
+    ({"rollout.temperature": 0.0}, "rollout.temperature is 0.0; set it above 0"),
+    ({"rollout.extend_chunks": (64, 16)}, r"rollout.extend_chunks is \(64, 16\); .* each larger than the one before"),
+    ({"learner.row_tokens": (4096, 1024)}, r"learner.row_tokens is \(4096, 1024\); .* each larger than the one before"),
     (
         {"algorithm.drop_equal_groups": True},
         "drop_equal_groups leaves nothing to learn from where rollout.samples is 1: .* raise rollout.samples",
     ),
-    ({"rollout.extend_chunks": ()}, r"rollout.extend_chunks of \(\) must be ascending"),
-    ({"rollout.extend_chunks": (0, 16)}, r"rollout.extend_chunks of \(0, 16\) must be ascending positive"),
+    ({"rollout.extend_chunks": ()}, r"rollout.extend_chunks is \(\); give at least one number"),
+    ({"rollout.extend_chunks": (0, 16)}, r"rollout.extend_chunks is \(0, 16\); set it to at least 1"),
     (
         {"sft.mixture_guess": 0.6},
         r"sft.mixture_\* are \[0.3, 0.6, 0.05, 0.15\], which add up to 1.1; make it 1",
@@ -61,18 +53,16 @@ FAULTS = [
 
 @pytest.mark.parametrize("changes, message", FAULTS)
 def test_a_fault_is_refused_with_its_values_and_the_remedy(changes, message):
-    c = base.get_config()
-    c.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        checks.check(c)
+        checks.check(settings.Settings().replace(changes))
 
 
 @pytest.mark.parametrize("module", [base, quickstart, search_r1, world_hard])
 def test_our_own_configs_pass(module):
-    checks.check(module.get_config())
+    checks.check(settings.Settings.of(module.get_config()))
 
 
 @pytest.mark.parametrize("module", [quickstart, search_r1, world_hard])
 @pytest.mark.parametrize("algorithm", presets.ALGORITHMS)
 def test_our_own_configs_pass_with_every_algorithm(module, algorithm):
-    checks.check(module.get_config(f"algorithm={algorithm}"))
+    checks.check(settings.Settings.of(module.get_config(f"algorithm={algorithm}")))

@@ -60,11 +60,11 @@ def test_a_verb_that_ends_or_is_interrupted_leaves_its_seconds_and_memory_and_on
     tmp_path,
 ):
     for name in ("prepare", "train"):
-        with metrics.verb(tmp_path, name):
+        with metrics.booked(tmp_path, name):
             pass
-    with pytest.raises(RuntimeError), metrics.verb(tmp_path, "export"):
+    with pytest.raises(RuntimeError), metrics.booked(tmp_path, "export"):
         raise RuntimeError
-    with pytest.raises(KeyboardInterrupt), metrics.verb(tmp_path, "train"):
+    with pytest.raises(KeyboardInterrupt), metrics.booked(tmp_path, "train"):
         raise KeyboardInterrupt
     rows = [json.loads(line) for line in (tmp_path / "verbs.jsonl").read_text().splitlines()]
     assert [row["verb"] for row in rows] == ["prepare", "train", "train"]

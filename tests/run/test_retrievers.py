@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import base as base_config
+from searchr1_jax.core import settings
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import building
 from searchr1_jax.retrieval import cache
@@ -31,9 +31,7 @@ def index(workdir):
 
 
 def _config(**retriever):
-    c = base_config.get_config()
-    c.retriever.update(retriever)
-    return c
+    return settings.Settings(retriever=settings.Retriever(**retriever))
 
 
 def _found(engine, query="Mira"):
