@@ -14,7 +14,7 @@ from searchr1_jax.text import tokenizer  # noqa: E402
 
 # Files that take minutes, begun first: a worker that began one last would keep the other waiting.
 LONG = (
-    "test_two_hosts.py", "test_verbs.py", "test_sweep.py", "test_update.py", "test_processes.py", "test_robustness.py",
+    "test_two_hosts.py", "test_commands.py", "test_sweep.py", "test_update.py", "test_processes.py", "test_train.py",
 )  # fmt: skip
 
 

@@ -1,46 +1,43 @@
 """A run in small, inside this process: a world, a policy that searches by chance, compiled programs made once.
 
-    prepare ─▶ world ─ babbler ─▶ base ─ train.build ─▶ Parts ─ fresh ─▶ train.Run, as a process that starts has it
+    prepare ─▶ world ─ babbler ─▶ base ─ train.build ─▶ Parts ─ fresh ─▶ Experiment, as a process that starts has it
 
-The retriever may die at a query and be repaired. Verbs are called with flags as keyword arguments.
+The retriever may die at a query and be repaired.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import importlib
 import json
 import math
 import pathlib
-import types
 from unittest import mock
 
-from absl import flags
 import jax
-import meshes
 import orbax.checkpoint as ocp
 import slow_decoder
 
 from configs import quickstart
 from searchr1_jax import prepare
 from searchr1_jax import train
-from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.data import stream
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import episodes
 from searchr1_jax.run import checkpoint
 from searchr1_jax.run import metrics
+from searchr1_jax.run import model_files
+from searchr1_jax.run import parts as run_parts
 from searchr1_jax.run import retrievers
 from searchr1_jax.run import run_directory
-from searchr1_jax.run import setup
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
 STEPS = 4
-REWARD = rewards.resolve("searches")  # hardly an answer is right by chance, but some search more than others
+REWARD = rewards.resolve(
+    settings_lib.Reward(name="searches")
+)  # hardly an answer is right by chance, but some search more than others
 SMALL = {
     "world.persons": 40, "world.companies": 40, "world.vocab_size": 300, "world.width": 32, "world.layers": 2,
     "world.mlp_width": 48, "data.train": ("few.jsonl",), "mesh.fsdp": 1, "log.compilation_cache": False,
@@ -54,11 +51,9 @@ SMALL = {
 }  # fmt: skip
 
 
-def config(**changes):
+def settings(**changes) -> settings_lib.Settings:
     """The miniature's, GRPO; `changes` by dotted key."""
-    c = quickstart.get_config("algorithm=grpo")
-    c.update_from_flattened_dict(SMALL | changes)
-    return c
+    return settings_lib.Settings.of(quickstart.get_config("algorithm=grpo")).replace(SMALL | changes)
 
 
 def babbler(directory: pathlib.Path, output: pathlib.Path) -> None:
@@ -68,7 +63,7 @@ def babbler(directory: pathlib.Path, output: pathlib.Path) -> None:
     logits = {"<search>": 6.6, "</search>": 5.7, "<answer>": 4.2, "</answer>": 4.2}
     leaning = {tokens.encode(tag)[0]: logit for tag, logit in logits.items()}
     params = slow_decoder.leaning(slow_decoder.random_params(shape, 0), leaning)
-    setup.save_model(output, shape, tokens, params)
+    model_files.save(output, shape, tokens, params)
 
 
 class Mortal:
@@ -112,44 +107,47 @@ class Parts:
     workdir: pathlib.Path  # the world and the base; not to be written to
     retriever: Mortal
     rollout: Noted
-    run: train.Run
+    experiment: train.Experiment
 
-    def fresh(self, workdir: pathlib.Path, c, *, dies_at: float = math.inf) -> train.Run:
+    def fresh(self, workdir: pathlib.Path, c: settings_lib.Settings, *, dies_at: float = math.inf) -> train.Experiment:
         """A run before its first step, and all of the retriever's queries before it."""
         self.retriever.revive(dies_at=dies_at)
         self.rollout.asked_before.clear()
-        self.run.engine.reset()
-        base = hf.load(workdir / c.model.path)
+        self.experiment.actor.engine.reset()
+        sources = run_parts.questions(c, "train", workdir)
         return dataclasses.replace(
-            self.run,
-            stream=stream.QuestionStream(
-                setup.questions(c, "train", workdir), seed=c.seed, batch_questions=c.rollout.questions
-            ),
-            state=self.run.learner.init(base, None),
+            self.experiment,
+            settings=c,
+            stream=stream.QuestionStream(sources, seed=c.seed, batch_questions=c.rollout.questions),
+            initial=lambda: self.experiment.learner.init(hf.load(workdir / c.model.path), None),
         )
 
     def train(
-        self, workdir: pathlib.Path, *, dies_at: float = math.inf, limits=None, stop_at: int = -1, **changes
+        self,
+        workdir: pathlib.Path,
+        *,
+        dies_at: float = math.inf,
+        stop_at: int = -1,
+        accept_changes: bool = False,
+        **changes,
     ) -> bool:
         """What `python -m searchr1_jax.train` does in a workdir, begun or not, with a retriever that may die.
 
         Args:
-          limits: in place of those of the config.
           stop_at: the row of metrics.jsonl after which it is asked to stop.
         """
-        c = config(**changes)
-        stop = types.SimpleNamespace(agreed=lambda: metrics.read(workdir)[-1]["step"] == stop_at)
+        c = settings(**changes)
+        asked_to_stop = lambda: metrics.read(workdir)[-1]["step"] == stop_at
         with checkpoint.Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
+            found = []
             if checkpoints.latest:
-                run_directory.check(c, workdir)
-            run = self.fresh(workdir, c, dies_at=dies_at)
-            run = dataclasses.replace(run, limits=limits or run.limits)
-            return train.train(c, run, workdir, checkpoints, stop)
+                found = run_directory.check(c, workdir, accept_changes=accept_changes)
+            return train.train(self.fresh(workdir, c, dies_at=dies_at), workdir, checkpoints, asked_to_stop, found)
 
 
-def world(workdir: pathlib.Path, c) -> None:
+def world(workdir: pathlib.Path, c: settings_lib.Settings) -> None:
     """Writes all that a run needs, on the mesh in use."""
-    call(prepare, config=c, workdir=workdir)
+    prepare.run(c, workdir)
     babbler(workdir / "init", workdir / "base")
     first = (workdir / "train.jsonl").read_text().splitlines(keepends=True)[:3]  # fewer than a step asks
     (workdir / "few.jsonl").write_text("".join(first))
@@ -157,38 +155,14 @@ def world(workdir: pathlib.Path, c) -> None:
 
 def make(workdir: pathlib.Path) -> Parts:
     """On the mesh in use."""
-    c = config()
+    c = settings()
     world(workdir, c)
     retriever = Mortal(retrievers.make(c, workdir))
     with mock.patch.object(retrievers, "make", lambda *_: retriever):
-        run = train.build(c, workdir)
-    rollout = Noted(run.rollout, retriever)
-    run = dataclasses.replace(run, rollout=rollout, state=None, reward=REWARD)
-    return Parts(workdir=workdir, retriever=retriever, rollout=rollout, run=run)
-
-
-@functools.cache
-def verb(name: str):
-    """The module of a verb. Two of them may define the same flag, so each gets a name space of its own."""
-    own = {"flag_values": flags.FlagValues()}
-    with contextlib.ExitStack() as patches:
-        for define in ("string", "integer", "float", "bool", "list", "enum"):
-            function = getattr(flags, f"DEFINE_{define}")
-            patches.enter_context(mock.patch.object(flags, f"DEFINE_{define}", functools.partial(function, **own)))
-        return importlib.import_module(f"searchr1_jax.{name}")
-
-
-def call(module, **given) -> None:
-    """Runs a verb with these flags, the others at their defaults, on one device."""
-    mesh = meshes.make()
-    with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.object(parallel, "make_mesh", lambda **_: mesh))
-        for attribute, holder in list(vars(module).items()):
-            if isinstance(holder, flags.FlagHolder):
-                value = given.pop(attribute.lower().lstrip("_"), holder.default)
-                patches.enter_context(mock.patch.object(module, attribute, types.SimpleNamespace(value=value)))
-        assert not given, f"{module.__name__} has no flags {list(given)}"
-        module.main([])
+        experiment = train.build(c, workdir)
+    rollout = Noted(experiment.actor.rollout, retriever)
+    experiment = dataclasses.replace(experiment, actor=experiment.actor._replace(rollout=rollout), reward=REWARD)
+    return Parts(workdir=workdir, retriever=retriever, rollout=rollout, experiment=experiment)
 
 
 # What a workdir holds.

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
+HANGS_S = 1800  # after which a process is taken to hang; whatever the machine does besides, none takes so long
+
+
+def default_sigint() -> None:
+    """Run in a child before it begins: a background job of a script ignores Ctrl-C, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_port() -> int:
@@ -61,7 +68,7 @@ def start_verb_twice(arguments) -> list[subprocess.Popen]:
 def finished(started: list[subprocess.Popen]) -> list[str]:
     """What each wrote to standard output; all must have ended well."""
     try:
-        said = [process.communicate(timeout=240) for process in started]
+        said = [process.communicate(timeout=HANGS_S) for process in started]
     finally:
         for process in started:
             process.kill()  # one that waits for the other would wait for ever

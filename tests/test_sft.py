@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import slow_decoder
 
+from searchr1_jax import evaluate
 from searchr1_jax import sft
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import hf
+from searchr1_jax.run import checkpoint
 from searchr1_jax.run import evaluation
-from searchr1_jax.run import setup
 from searchr1_jax.text import tokenizer
-
-evaluate, teach = map(miniature.verb, ("evaluate", "sft"))
 
 CHOICE = {
     "data.demonstrations": ("eval/candidates-sampled.jsonl",), "sft.min_reward": 1.0, "sft.model": "base",
@@ -34,7 +33,7 @@ def world(tmp_path_factory):
     """A workdir with a world and a base that searches by chance; not to be written to."""
     workdir = tmp_path_factory.mktemp("world")
     with jax.set_mesh(meshes.make()):
-        miniature.world(workdir, miniature.config())
+        miniature.world(workdir, miniature.settings())
     return workdir
 
 
@@ -47,11 +46,9 @@ def workdir(world, tmp_path):
 @pytest.fixture(scope="module")
 def learner(world):
     """Of all tests, so that it is compiled once."""
-    config = miniature.config(**CHOICE)
-    rates = setup.optimizer_config(config.sft.optimizer, config.sft.steps)
-    model = hf.read_config(world / "base")
+    c, model = miniature.settings(**CHOICE), hf.read_config(world / "base")
     with jax.set_mesh(meshes.make()):
-        return supervised.SupervisedLearner(model, rates, compute=setup.compute(config), vocab_chunk=128)
+        return supervised.SupervisedLearner(model, c, total_steps=c.sft.steps)
 
 
 # Trajectories.
@@ -73,7 +70,7 @@ def test_a_trajectory_teaches_what_its_demonstration_teaches(workdir, learner, l
     """Though the texts that frame a demonstration are others by then, and its contents weigh more."""
     base, tokens = workdir / "base", tokenizer.Tokenizer.load(workdir / "base")
     model = hf.read_config(base)
-    config = miniature.config(**{"data.demonstrations": ("shown.jsonl",), "sft.content_weight": 1.0})
+    config = miniature.settings(**{"data.demonstrations": ("shown.jsonl",), "sft.content_weight": 1.0})
 
     def taught(config):
         batch = next(sft.batches(config, sft.source(config, workdir, tokens, model, 0)))
@@ -91,7 +88,7 @@ def test_a_trajectory_teaches_what_its_demonstration_teaches(workdir, learner, l
         "sft.content_weight": 5.0,
         "protocol.prompt": "{question}",
     }
-    played_state, played = taught(miniature.config(**changes))
+    played_state, played = taught(miniature.settings(**changes))
     assert played["loss"] == statistics["loss"] and played["gradient_norm"] == statistics["gradient_norm"] > 0
     bits.assert_equal(played_state.optimizer, state.optimizer)
     bits.assert_equal(played_state.policy, state.policy)
@@ -112,32 +109,32 @@ VOCABULARY = 320  # of the babbler's embedding, which is padded: its tokenizer h
     ],
     ids=["another vocabulary", "too little reward"],
 )
-def test_what_cannot_be_learned_is_refused_before_any_work(workdir, monkeypatch, reward, token, complaint):
+def test_what_cannot_be_learned_is_refused_before_any_work(workdir, laptop, monkeypatch, reward, token, complaint):
     row = {"id": "a", "question": "", "golden_answers": [], "tokens": [5, token], "sampled": [0, 1]}
     row["reward"] = reward
     (workdir / "played.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.setattr(supervised, "SupervisedLearner", lambda *_, **__: pytest.fail("work began"))
-    config = miniature.config(**CHOICE | {"data.demonstrations": ("played.jsonl",)})
+    config = miniature.settings(**CHOICE | {"data.demonstrations": ("played.jsonl",)})
     with pytest.raises(ValueError, match=complaint):
-        miniature.call(teach, config=config, workdir=workdir)
+        sft.run(config, workdir)
 
 
 # Rejection sampling.
 
 
-def test_what_was_chosen_becomes_likelier_than_what_was_left_out(workdir, learner, capsys, monkeypatch):
+def test_what_was_chosen_becomes_likelier_than_what_was_left_out(workdir, laptop, learner, capsys, monkeypatch):
     """Hardly an answer of the babbler's is right, so the first search is what is to be learned."""
     monkeypatch.setattr(supervised, "SupervisedLearner", lambda *_, **__: learner)
     monkeypatch.setattr(evaluation, "exact_match", lambda t: float(t.turns[0].event == "search"))
-    flags = dict(workdir=workdir, split="train", decoding=["sampled"], samples=5, name="candidates")
-    miniature.call(evaluate, config=miniature.config(), model=workdir / "base", **flags)
+    asked = dict(split="train", decodings=["sampled"], samples=5, name="candidates")
+    evaluate.run(miniature.settings(), workdir, model=str(workdir / "base"), **asked)
     rows = list(map(json.loads, (workdir / "eval" / "candidates-sampled.jsonl").read_text().splitlines()))
     assert [row["sample"] for row in rows] == [0, 1, 2, 3, 4] * 3  # questions
     rewards = np.array([row["reward"] for row in rows])
     assert 0 < rewards.sum() < 15
     results = json.loads((workdir / "eval" / "candidates-sampled.json").read_text())
     assert results["n"] == 15 and results["em"] == pytest.approx(rewards.mean())
-    miniature.call(teach, config=miniature.config(**CHOICE), workdir=workdir)
+    sft.run(miniature.settings(**CHOICE), workdir)
     out = capsys.readouterr().out
     assert f"left out {int((1 - rewards).sum())} of 15 trajectories: rewarded less than 1" in out
     model = hf.read_config(workdir / "base")
@@ -155,3 +152,65 @@ def test_what_was_chosen_becomes_likelier_than_what_was_left_out(workdir, learne
         gained = logp("chosen") - logp("base")
     assert gained[rewards == 1].min() > 0
     assert gained[rewards == 1].mean() > gained[rewards == 0].mean() + 0.1
+
+
+# What a run goes on with, and what it refuses.
+
+DEMONSTRATIONS = {"data.demonstrations": ("demonstrations.jsonl",)}
+
+
+def _answers(workdir, *, longest=1, count=40):
+    """Demonstrations of which the last has an answer of so many words."""
+    words = [1] * (count - 1) + [longest]
+    rows = [
+        {
+            "id": f"d{n}",
+            "question": "who",
+            "golden_answers": ["x"],
+            "segments": [{"turn": f"<answer> {'x ' * length}</answer>", "weight": 1.0}],
+        }
+        for n, length in enumerate(words)
+    ]
+    (workdir / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _teach(workdir, **changes):
+    with checkpoint.Checkpoints(workdir / "sft", keep=1) as checkpoints:
+        sft.train(miniature.settings(**DEMONSTRATIONS | changes), workdir, checkpoints)
+
+
+def test_sft_goes_on_under_its_own_config_only(workdir, laptop):
+    _answers(workdir)
+    _teach(workdir, **{"sft.output": "taught"})
+    before = miniature.files(workdir)
+    changed = {"sft.output": "taught", "sft.content_weight": 2.0, "sft.steps": 2}
+    with pytest.raises(
+        ValueError, match="another config .sft.content_weight: 5.0 there, 2.0 now; sft.steps: 1 there, 2 now"
+    ):
+        _teach(workdir, **changed)
+    with pytest.raises(ValueError, match="sft.model: 'init' there, 'base' now.*, or remove that directory"):
+        _teach(workdir, **{"sft.output": "taught", "sft.model": "base"})  # whose weights have other shapes
+    assert miniature.files(workdir) == before
+    _teach(workdir, **{"sft.output": "taught", "seed": 1, "rollout.slots": 16})  # it does not depend on these
+    assert miniature.files(workdir).keys() == before.keys()
+
+
+@pytest.fixture
+def untaught(monkeypatch):
+    """No step of supervised training may be taken."""
+    monkeypatch.setattr(supervised.SupervisedLearner, "update", lambda *_: pytest.fail("a step was taken"))
+
+
+def test_a_demonstration_that_does_not_fit_is_refused_before_the_first_step(workdir, untaught, laptop):
+    _answers(workdir, longest=200)
+    with pytest.raises(ValueError, match="demonstration 'd39' has [0-9]+ tokens, more than the context of 128"):
+        _teach(workdir)
+
+
+def test_sft_in_another_world_than_the_workdirs_is_refused(workdir, untaught, laptop):
+    invented = {"data.demonstrations": (), "sft.drill_steps": 1, "sft.mixture_steps": 0}
+    with pytest.raises(ValueError, match=r"not the config's \(seed: 0 there, 5 now\); run .*prepare in another"):
+        _teach(workdir, **invented, **{"world.seed": 5})
+    (workdir / "world.json").unlink()
+    with pytest.raises(ValueError, match=r"not the config's \(it holds none\).* or name files in data.demonstrations"):
+        _teach(workdir, **invented)

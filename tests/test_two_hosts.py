@@ -34,7 +34,7 @@ def world(tmp_path_factory):
     """A workdir before its run; not to be written to."""
     workdir = tmp_path_factory.mktemp("world")
     with jax.set_mesh(meshes.make()):
-        miniature.world(workdir, miniature.config())
+        miniature.world(workdir, miniature.settings())
     return workdir
 
 
@@ -86,7 +86,7 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint_from_which_they_go
         if line.startswith("step 1/"):
             break
     running[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=240) for process in running]
+    said = [process.communicate(timeout=processes.HANGS_S) for process in running]
     assert [process.returncode for process in running] == [128 + signal.SIGTERM] * 2, said
     done = metrics.read(workdir)[-1]["step"]
     assert 1 <= done < STEPS and miniature.saved_steps(workdir) == [done]
@@ -118,7 +118,7 @@ def test_a_search_that_fails_on_one_host_stops_both_and_the_work_of_both_is_kept
     threading.Thread(target=server.serve_forever, daemon=True).start()
     settings = {"retriever.url": f"http://127.0.0.1:{server.server_port}", "retriever.attempts": 1}
     running = processes.start_verb_twice(command(workdir, **settings, **{"evaluation.first": False}))
-    said = [process.communicate(timeout=240) for process in running]
+    said = [process.communicate(timeout=processes.HANGS_S) for process in running]
     server.shutdown()
     assert [process.returncode for process in running] == [1, 1], said
     assert all("error: the search for" in err and "failed after 1 attempt" in err for _, err in said), said

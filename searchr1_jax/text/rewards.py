@@ -19,6 +19,7 @@ import operator
 import re
 import string
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.text import protocol
 
@@ -192,20 +193,16 @@ class WeightedSum:
         return self.total(self.parts(trajectory))
 
 
-def resolve(name: str, *, extra: Iterable[str] = (), **coefficients: float) -> WeightedSum:
-    """The reward that a config describes: the one called `name`, plus weighted others.
+def resolve(c: settings.Reward) -> WeightedSum:
+    """The reward that settings describe: the one called `name`, plus weighted others.
 
-    Args:
-      name: a key of `REWARDS`, or `package.module:function` for a user's own.
-      extra: "name=weight" each, as in "retrieved=0.1"; a weight of 0 makes a part that is only looked at.
-      coefficients: fields of `FormatAware`, used where that reward is named.
     Raises:
-      ValueError: for any other name, a module that cannot be imported or has no such function, a weight that is no
+      ValueError: for a name that is none, a module that cannot be imported or has no such function, a weight that is no
         finite number, or a name that comes twice.
     """
-    known = REWARDS | {FORMAT_AWARE: FormatAware(**coefficients)}
-    weights = {name: 1.0}
-    for term in extra:
+    known = REWARDS | {FORMAT_AWARE: FormatAware(structure=c.structure, retrieval=c.retrieval, answered=c.answered)}
+    weights = {c.name: 1.0}
+    for term in c.extra:
         added, weight = _name_and_weight(term)
         if added in weights:
             raise ValueError(

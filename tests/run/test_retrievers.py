@@ -1,6 +1,7 @@
 """Which search engine a config names."""
 
 import json
+import sys
 
 import pytest
 
@@ -9,6 +10,7 @@ from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import building
 from searchr1_jax.retrieval import cache
 from searchr1_jax.retrieval import corpus as corpora
+from searchr1_jax.retrieval import exact_index
 from searchr1_jax.run import retrievers
 
 
@@ -80,3 +82,24 @@ def test_an_engine_of_the_web_needs_its_key(workdir, monkeypatch):
     monkeypatch.delenv("BRAVE_API_KEY", raising=False)
     with pytest.raises(ValueError, match="BRAVE_API_KEY"):
         retrievers.make(_config(url="brave"), workdir)
+
+
+def test_a_broken_corpus_line_is_named(workdir):
+    first, second = (workdir / "corpus.jsonl").read_text().splitlines()
+    (workdir / "corpus.jsonl").write_text(f'{first}\n{{"id": "3", "contents\n{second}\n')
+    with pytest.raises(ValueError, match="corpus.jsonl: 1 of 3 lines are not .*line 2: not JSON"):
+        retrievers.make(_config(), workdir)
+
+
+def test_where_scann_has_no_wheel_the_exact_index_stands_in_and_asking_for_it_says_what_to_do(workdir, monkeypatch):
+    for module in [name for name in sys.modules if name.partition(".")[0] == "scann"] + ["scann"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    assert isinstance(retrievers.make(_config(), workdir).ranker.index, exact_index.ExactIndex)
+    with pytest.raises(ImportError, match='"scann" cannot be imported here; .* set retriever.index = "exact"'):
+        retrievers.make(_config(index="scann"), workdir)
+
+
+def test_a_server_out_of_reach_is_a_retrieval_error_that_names_it(tmp_path):
+    server = _config(url="http://127.0.0.1:9", attempts=2, backoff_s=0.01)
+    with pytest.raises(base.RetrievalError, match="failed after 2 attempts: http://127.0.0.1:9/retrieve"):
+        retrievers.make(server, tmp_path)
