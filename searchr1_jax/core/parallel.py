@@ -36,7 +36,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...]] = {
 }
 
 
-def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None):
+def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None):
     """Mesh of shape (data, fsdp, tensor); at most one of them may be -1, "what remains".
 
     On several hosts the devices of one lie together, so that the inner axes stay within a host.
@@ -124,8 +124,9 @@ def param_spec(axes: Sequence[str | None], shape: Sequence[int], *, gathered: bo
         shards = axis_size(name) if name in LOGICAL_AXES else 1
         shared = name == "kv_heads" and size < shards and shards % size == 0
         if shared or gathered and name == "embed":
-            name = None
-        elif size % shards:
+            names.append(None)
+            continue
+        if name is not None and size % shards:
             raise ValueError(
                 f"{name} of {size} does not divide over {shards} shards (mesh axis {LOGICAL_AXES[name]});"
                 " choose a mesh whose axis divides it"

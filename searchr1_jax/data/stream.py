@@ -1,10 +1,9 @@
-"""An endless stream of shuffled questions, each process's share of every step, that resumes exactly.
+"""An endless stream of shuffled questions that resumes exactly.
 
-    sources ─▶ one list ─▶ shuffled anew each epoch, for ever ─▶ steps of batch_questions ─▶ a process's share
+    sources ─▶ one list ─▶ shuffled again each epoch, without end ─▶ steps of batch_questions
 
-An epoch asks each question once, and steps run across the borders of epochs, so every step is full. What a
-step asks depends on the seed and the sources; processes only divide it. So a run that resumes on another
-number of processes asks what it would have asked.
+An epoch asks each question once, and steps run across the borders of epochs, so every step is full. What a step asks
+depends on the seed and the sources alone; processes divide it among themselves (`run.acting`).
 """
 
 from __future__ import annotations
@@ -18,35 +17,20 @@ from searchr1_jax.core import types
 
 
 class QuestionStream:
-    """Iterates over steps: each `next` is this process's list of QAExamples, without end."""
+    """Iterates over steps: each `next` is a list of QAExamples, without end."""
 
-    def __init__(
-        self,
-        sources: Sequence[Sequence[types.QAExample]],
-        *,
-        seed: int,
-        batch_questions: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ):
+    def __init__(self, sources: Sequence[Sequence[types.QAExample]], *, seed: int, batch_questions: int):
         """A stream at its beginning.
 
         Args:
           sources: data sets, with `len` and indices from 0; read by index, when a step needs them.
           seed: of the order of questions, any non-negative integer.
-          batch_questions: questions of a step over all processes; `next` returns its process_count-th part.
-          process_index: which part, from 0.
-          process_count: number of processes; divides batch_questions.
+          batch_questions: questions of a step.
 
-        Raises ValueError when the step does not divide, there is no such process, or a source is empty.
+        Raises ValueError when a source, or a step, is empty.
         """
-        if batch_questions < 1 or batch_questions % process_count:
-            raise ValueError(
-                f"a step of {batch_questions} questions does not divide over {process_count} processes; set "
-                f"rollout.questions to a multiple of {process_count}"
-            )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process {process_index} is none of {process_count} processes, counted from 0")
+        if batch_questions < 1:
+            raise ValueError(f"a step of {batch_questions} questions asks nothing; set rollout.questions to at least 1")
         lengths = [len(source) for source in sources]
         if not lengths or 0 in lengths:
             raise ValueError(f"the sources hold {lengths} questions; give at least one source, none empty")
@@ -59,8 +43,7 @@ class QuestionStream:
             .shuffle(seed=hashed_seed)
             .repeat()
         )
-        share = endless[process_index::process_count]
-        self._steps = share.batch(batch_questions // process_count, batch_fn=list)
+        self._steps: Sequence[list[types.QAExample]] = endless.batch(batch_questions, batch_fn=list)
 
     def __iter__(self) -> QuestionStream:
         return self

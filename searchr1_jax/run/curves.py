@@ -84,8 +84,10 @@ def study_curves(path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[
     from matplotlib import pyplot
 
     figures = {"exact match": "eval/sampled/em", "searches a question": "eval/sampled/searches"}
-    shape = dict(figsize=(3.6 * len(panels), 6), sharex=True, sharey="row", squeeze=False, layout="constrained")
-    figure, axes = pyplot.subplots(len(figures), len(panels), **shape)
+    size = (3.6 * len(panels), 6)
+    figure, axes = pyplot.subplots(
+        len(figures), len(panels), figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained"
+    )
     for column, (title, methods) in enumerate(panels.items()):
         for axis, (what, key) in zip(axes[:, column], figures.items(), strict=True):
             for i, (method, runs) in enumerate(methods.items()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import functools
 import pathlib
 import shutil
 from typing import NamedTuple
@@ -110,7 +111,8 @@ def save(
       dtype: of the files; None keeps the weights' own.
       card: text of its README.md.
     """
-    options = dict(
+    write = functools.partial(
+        hf.save,
         dtype=dtype,
         max_shard_bytes=int(max_shard_gb * 1e9),
         eos_ids=tokens.eos_ids,
@@ -121,9 +123,9 @@ def save(
             tokens.save(temporary)
             if card is not None:
                 (temporary / "README.md").write_text(card)
-        hf.save(temporary, model, params, **options)
+        write(temporary, model, params)
         if value is not None:
-            hf.save(temporary / "value", model, value, kind=decoder.Value, **options)
+            write(temporary / "value", model, value, kind=decoder.Value)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ class About:
     @classmethod
     def of(cls, extra: Mapping[str, Any]) -> About:
         """Of the JSON object that `as_json` gave."""
-        return cls(**extra | {"course": Course(**extra["course"])})
+        return cls(**{**extra, "course": Course(**extra["course"])})
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -11,7 +11,7 @@ A reward is any function `types.Trajectory -> float`. The config names it: a key
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib
 import math

@@ -25,7 +25,7 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 class Tokenizer:

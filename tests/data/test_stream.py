@@ -1,4 +1,4 @@
-"""The stream of questions: complete, shuffled, divided over processes and exactly resumable."""
+"""The stream of questions: complete, shuffled and exactly resumable."""
 
 import collections
 import itertools
@@ -52,26 +52,6 @@ def test_resuming_equals_never_having_stopped(position):
     assert take(resumed, 50 - position) == uninterrupted[position:]
 
 
-def test_processes_share_each_step_and_together_ask_it_whole():
-    alone = take(make(), 23)
-    for count in (2, 4):
-        parts = [take(make(process_index=index, process_count=count), 23) for index in range(count)]
-        for step, whole in enumerate(alone):
-            shares = [part[step] for part in parts]
-            assert [len(share) for share in shares] == [4 // count] * count
-            assert collections.Counter(itertools.chain(*shares)) == collections.Counter(whole)
-
-
-def test_a_run_resumes_on_another_number_of_processes():
-    alone = make()
-    take(alone, 9)
-    halves = [make(process_index=index, process_count=2) for index in range(2)]
-    for half in halves:
-        half.restore(alone.state())
-    (first,), (second,) = (take(half, 1) for half in halves)
-    assert sorted(first + second) == sorted(take(alone, 1)[0])
-
-
 def test_a_step_may_be_larger_than_an_epoch():
     counts = collections.Counter(take(make(batch_questions=46), 1)[0])
     assert len(counts) == 23 and set(counts.values()) == {2}
@@ -87,13 +67,9 @@ def test_a_seed_repeats_itself_and_nearby_seeds_share_no_epoch():
     assert len(set(epochs)) == 12
 
 
-def test_impossible_divisions_and_empty_sources_are_refused():
-    with pytest.raises(ValueError, match="step of 4 questions does not divide over 3 processes"):
-        make(process_count=3)
+def test_empty_steps_and_sources_are_refused():
     with pytest.raises(ValueError, match="step of 0 questions"):
         make(batch_questions=0)
-    with pytest.raises(ValueError, match="process 2 is none of 2 processes"):
-        make(process_index=2, process_count=2)
     with pytest.raises(ValueError, match=r"the sources hold \[10, 0\] questions"):
         stream.QuestionStream([SOURCES[0], []], seed=0, batch_questions=4)
     with pytest.raises(ValueError, match=r"the sources hold \[\] questions"):

@@ -284,6 +284,7 @@ def _mention(rng: random.Random, entity: Person | Company) -> str:
     """How a text or a question speaks of an entity, so that nobody else is meant."""
     if entity.query == entity.name:
         return entity.name
+    assert isinstance(entity, Person)  # companies have names of their own
     return rng.choice(relations_lib.MENTIONS).format(name=entity.name, profession=entity.profession)
 
 
