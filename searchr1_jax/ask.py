@@ -16,9 +16,8 @@ from rich import console as rich_console
 from rich import text as rich_text
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import environment as environment_lib
 from searchr1_jax.run import command
-from searchr1_jax.run import retrievers
 from searchr1_jax.run import setup
 from searchr1_jax.text import tokenizer
 
@@ -61,7 +60,7 @@ def main(argv):
     decoding = setup.decoding(config, _DECODING.value)
     with command.session(config, _WORKDIR.value, create=bool(_MODEL.value), alone=True) as workdir:
         policy = setup.policy(config, workdir, model=_MODEL.value, step=_STEP.value)
-        environment = setup.search_environment(config, retrievers.make(config, workdir))
+        environment = setup.environment(config, workdir)
         engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
         engine.load(policy.params)
         legend = rich_text.Text.assemble(
@@ -73,7 +72,7 @@ def main(argv):
             try:
                 tasks = setup.tasks(config, [example], policy.tokens, samples=1)
                 (trajectory,) = rollout.run(tasks, decoding, seed=config.seed, step=0)
-            except (ValueError, retrieval.RetrievalError) as error:
+            except (ValueError, environment_lib.ToolError) as error:
                 if _QUESTION.value:
                     raise
                 console.print(f"error: {error}", markup=False)  # the next question may do better

@@ -14,7 +14,6 @@ from absl import flags
 from searchr1_jax.run import command
 from searchr1_jax.run import evaluation
 from searchr1_jax.run import metrics
-from searchr1_jax.run import retrievers
 from searchr1_jax.run import run_directory
 from searchr1_jax.run import setup
 
@@ -49,7 +48,7 @@ def main(argv):
             metrics.say(f"note: not as in training: {words}")
         # What the engine can append a prompt to at once.
         config.rollout.samples = max(config.rollout.samples, _SAMPLES.value)
-        environment = setup.search_environment(config, retrievers.make(config, workdir))
+        environment = setup.environment(config, workdir)
         engine, rollout = setup.rollout(config, policy.model, policy.tokens, environment)
         engine.load(policy.params)
         count = f"{len(tasks)} {_SPLIT.value} questions" + f", {_SAMPLES.value} times each" * (_SAMPLES.value > 1)

@@ -54,6 +54,7 @@ def main(argv):
             policy.model,
             policy.tokens,
             policy.params,
+            tools=policy.extra["tools"],
             value=value,
             dtype=setup.dtype(_DTYPE.value) if _DTYPE.value else None,
             max_shard_gb=_MAX_SHARD_GB.value,

@@ -3,7 +3,7 @@
 python -m searchr1_jax.prepare --config=configs/quickstart.py --workdir=runs/quickstart
 
 What it writes are the same files that real data and real models come in, and the other verbs read them as such.
-It depends on `world.*` and `protocol.*` only, so every seed of learning begins with the same.
+It depends on `world.*`, `protocol.*` and `tools` only, so every seed of learning begins with the same.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from searchr1_jax.run import command
 from searchr1_jax.run import metrics
 from searchr1_jax.run import run_directory
 from searchr1_jax.run import setup
+from searchr1_jax.run import tools
 from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer
 
@@ -52,7 +53,7 @@ def main(argv):
                 *(f"<search> {corpus[i].title} </search>" for i in range(len(corpus))),
             ],
             vocab_size=c.vocab_size,
-            added_tokens=list(protocol.TAGS),
+            added_tokens=protocol.tags(tools.names(config)),
             directory=workdir / run_directory.TOKENIZER,
         )
         model = model_config.ModelConfig(
@@ -71,7 +72,7 @@ def main(argv):
         )
         params = decoder.init(decoder.Policy, model, seed=c.seed)
         params = copying.prime(parallel.to_host(params), model)
-        setup.save_model(output, model, tokens, params)
+        setup.save_model(output, model, tokens, params, tools=tools.names(config))
         size = sum(x.size for x in jax.tree.leaves(params))
         metrics.say(f"model: {size:,} random weights and {tokens.vocab_size} tokens in {output}")
 

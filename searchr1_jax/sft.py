@@ -42,6 +42,7 @@ from searchr1_jax.run import command
 from searchr1_jax.run import metrics
 from searchr1_jax.run import run_directory
 from searchr1_jax.run import setup
+from searchr1_jax.run import tools
 from searchr1_jax.text import tokenizer
 
 _CONFIG, _WORKDIR = command.define_flags()
@@ -49,7 +50,7 @@ _CHECKPOINT_EVERY = 200  # steps
 _SAY_EVERY = 50  # steps
 # What a run must go on with.
 _DECISIVE = (
-    "sft.", "data.demonstrations", "world.", "protocol.", "rollout.passages", "rollout.max_information_tokens",
+    "sft.", "data.demonstrations", "world.", "protocol.", "tools", "rollout.passages", "rollout.max_information_tokens",
     "rollout.context_tokens", "learner.row_tokens", "learner.micro_batch_rows", "model.param_dtype",
     "model.compute_dtype",
 )  # fmt: skip
@@ -124,6 +125,7 @@ def source(
         demonstrations.to_trajectory,
         tokenizer=tokens,
         protocol=setup.texts(config),
+        tools=tools.names(config),
         max_information_tokens=config.rollout.max_information_tokens,
         context=config.rollout.context_tokens,
         content_weight=config.sft.content_weight,
@@ -195,7 +197,7 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
             metrics.say(f"sft step {step}/{total}  loss {loss:.4f}  {per_step * 1e3:.0f} ms/step")
         if step % _CHECKPOINT_EVERY == 0 or step == total:
             checkpoints.save(step, state._asdict(), {"config": settings})
-    setup.save_model(workdir / c.output, model, tokens, state.policy)
+    setup.save_model(workdir / c.output, model, tokens, state.policy, tools=tools.names(config))
     metrics.say(f"wrote {workdir / c.output}")
 
 

@@ -28,8 +28,8 @@ from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
-from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import engine as engine_lib
+from searchr1_jax.rollout import environment as environment_lib
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
 from searchr1_jax.run import acting
@@ -38,9 +38,9 @@ from searchr1_jax.run import command
 from searchr1_jax.run import curves
 from searchr1_jax.run import evaluation
 from searchr1_jax.run import metrics
-from searchr1_jax.run import retrievers
 from searchr1_jax.run import run_directory
 from searchr1_jax.run import setup
+from searchr1_jax.text import protocol
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
@@ -93,7 +93,7 @@ def build(config: setup.Config, workdir: pathlib.Path) -> Run:
         setup.tasks(config, source, tokens, samples=1)  # refuses questions too long
     count = config.evaluation.questions or None
     held_out = [q for source in setup.questions(config, "validation", workdir) for q in list(source)[:count]]
-    environment = setup.search_environment(config, retrievers.make(config, workdir))
+    environment = setup.environment(config, workdir)
     engine, rollout = setup.rollout(config, model, tokens, environment)
     learner = setup.learner(config, model)
     param_dtype = setup.dtype(config.model.param_dtype)
@@ -119,6 +119,7 @@ def build(config: setup.Config, workdir: pathlib.Path) -> Run:
         about={
             "model": model_config.to_hf(model, dtype=str(param_dtype)),
             "base": config.model.path,
+            "tools": list(environment.tools),
             "has_value_model": learner.config.has_value_model,
         },
         state=learner.init(hf.load(model_path, dtype=param_dtype), value),
@@ -187,7 +188,7 @@ def train(
                     save()
                 if stopping:
                     break
-        except retrieval.RetrievalError:
+        except environment_lib.ToolError:
             if step and step not in checkpoints.steps:
                 save(owed=row)
                 metrics.say(f"saved step {step}; start again with the same command to go on from there")
@@ -287,7 +288,7 @@ def one_step(config: setup.Config, run: Run, state, course: Course, step: int, w
 def roll_out(config, run: Run, tasks, step: int, workdir: pathlib.Path):
     """The step's trajectories of all processes, sorted, and figures of the acting.
 
-    If a search fails for good, what was finished is written first.
+    If a tool fails for good, what was finished is written first.
     """
     decoding, what = run.decodings["sampled"], f"rollout {step + 1}"
     answered = acting.answer(run.rollout, tasks, decoding, seed=config.seed, step=step, what=what)
@@ -343,6 +344,7 @@ def describe(trajectories: list[types.Trajectory], scores: list[float]) -> dict[
     """What the trajectories of a step look like; means over them unless named otherwise."""
     mean = lambda values: float(np.mean(list(values)))
     turns = [turn for t in trajectories for turn in t.turns]
+    tools = trajectories[0].tools
     return {
         "reward": mean(scores),
         "exact_match": mean(map(evaluation.exact_match, trajectories)),
@@ -352,10 +354,10 @@ def describe(trajectories: list[types.Trajectory], scores: list[float]) -> dict[
         "response_tokens": mean(len(t.tokens) - t.prompt_tokens for t in trajectories),
         "answered": mean(t.stop_reason == "answered" for t in trajectories),
         "truncated": mean(t.stop_reason == "length" for t in trajectories),
-        "valid_actions": mean(turn.event in ("search", "answer") for turn in turns),
+        "valid_actions": mean(turn.event not in (protocol.INVALID, protocol.TRUNCATED) for turn in turns),
         "eos_dropped": float(sum(t.eos_dropped for t in trajectories)),
         "passages_cut": float(sum(t.passages_cut for t in trajectories)),
-    }
+    } | {f"calls/{tool}": mean(t.calls(tool) for t in trajectories) for tool in tools if len(tools) > 1}
 
 
 def _line(values: dict[str, float]) -> str:

@@ -26,7 +26,7 @@ from searchr1_jax import sft
 from searchr1_jax import train
 from searchr1_jax.core import types
 from searchr1_jax.learning import supervised
-from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.run import checkpoint
 from searchr1_jax.run import checks
@@ -76,7 +76,7 @@ def _assert_same_run(workdir, undisturbed):
 
 
 def _loses_its_retriever(parts, workdir, dies_at):
-    with pytest.raises(retrieval.RetrievalError, match="failed after 4 attempts: status 500"):
+    with pytest.raises(environment.ToolError, match="failed after 4 attempts: status 500"):
         parts.train(workdir, dies_at=dies_at)
 
 
@@ -475,7 +475,7 @@ def test_an_export_takes_the_config_of_the_run(trained, tmp_path):
 
 
 def test_a_question_that_cannot_be_answered_does_not_end_the_session(parts, undisturbed, capsys, monkeypatch):
-    failing = [retrieval.RetrievalError("Mira Talon", "status 500", attempts=4)]
+    failing = [environment.ToolError("search", "on 'Mira Talon': status 500")]
 
     def run(*args, **kwargs):
         if failing:
@@ -491,7 +491,7 @@ def test_a_question_that_cannot_be_answered_does_not_end_the_session(parts, undi
     out = " ".join(capsys.readouterr().out.split())
     told = (
         "error: the prompt of question 'ask' has",
-        "error: the search for 'Mira Talon' failed",
+        "error: the tool 'search' failed on 'Mira Talon'",
         "answer: ",
     )
     assert [out.count(words) for words in told] == [1, 1, 1]

@@ -27,6 +27,7 @@ from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.retrieval import exact_index
+from searchr1_jax.rollout import environment as environment_lib
 from searchr1_jax.rollout import episodes
 from searchr1_jax.run import metrics
 from searchr1_jax.run import retrievers
@@ -424,11 +425,11 @@ class _RolloutThatLosesItsServer:
             sample=0, tokens=np.int32([5, 6]), sampled=np.array([False, True]), behaviour_logp=np.float32([0, -1]),
             prompt_tokens=1, turns=(), stop_reason="no_action", answer=None,
         )  # fmt: skip
-        raise retrieval.RetrievalError("Mira Talon", "status 500", attempts=4)
+        raise environment_lib.ToolError("search", "on 'Mira Talon': status 500")
 
 
-def test_a_search_that_fails_for_good_stops_the_run_and_saves_the_episodes_that_were_finished(tmp_path):
-    with pytest.raises(retrieval.RetrievalError, match="'Mira Talon' failed after 4 attempts: status 500"):
+def test_a_tool_that_fails_for_good_stops_the_run_and_saves_the_episodes_that_were_finished(tmp_path):
+    with pytest.raises(environment_lib.ToolError, match="the tool 'search' failed on 'Mira Talon': status 500"):
         run = mock.MagicMock(rollout=_RolloutThatLosesItsServer(), reward=lambda trajectory: 0.25)
         train.roll_out(_config(), run, [], step=6, workdir=tmp_path)
     (line,) = (tmp_path / "trajectories" / "interrupted-step000007.jsonl").read_text().splitlines()

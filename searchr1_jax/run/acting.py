@@ -2,7 +2,7 @@
 
     tasks ─▶ this process's share ─▶ rollout.episodes ─▶ gather ─▶ all trajectories, on every process, sorted
 
-A search that finally fails ends the share of its process only; the others finish theirs, and then all know.
+A tool that fails for good ends the share of its process only; the others finish theirs, and then all know.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from searchr1_jax.core import parallel
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
 from searchr1_jax.run import metrics
@@ -23,7 +23,7 @@ class Answered(NamedTuple):
     """What came of a list of tasks; the same on every process."""
 
     trajectories: list[types.Trajectory]  # finished ones, sorted by question and sample
-    failure: retrieval.RetrievalError | None  # the first process's, if a search failed for good
+    failure: environment.ToolError | None  # the first process's, if a tool failed for good
     # tokens_per_second that the policy wrote; occupancy, the share of the slots' time that gave a token;
     # slowest_over_mean, the seconds of the slowest process over the mean of all.
     statistics: dict[str, float]
@@ -53,7 +53,7 @@ def answer(
                 searches, tokens = searches + trajectory.searches, tokens + int(trajectory.sampled.sum())
                 rate = tokens / (time.perf_counter() - began)
                 progress.advance(f"{searches} searches, {rate:.0f} tokens/s")
-        except retrieval.RetrievalError as error:
+        except environment.ToolError as error:
             failure = error
     seconds = time.perf_counter() - began
     shares = [_Share(*share) for share in parallel.gather((finished, failure, rollout.counts, seconds))]
@@ -75,6 +75,6 @@ class _Share(NamedTuple):
     """What one process sends to the others."""
 
     trajectories: list[types.Trajectory]
-    failure: retrieval.RetrievalError | None
+    failure: environment.ToolError | None
     counts: episodes.Counts
     seconds: float

@@ -21,6 +21,7 @@ from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.retrieval import exact_index
 from searchr1_jax.retrieval import local
 from searchr1_jax.retrieval import stored
+from searchr1_jax.rollout import environment
 from searchr1_jax.run import checks
 
 Config = ml_collections.ConfigDict
@@ -76,7 +77,7 @@ def define_index_flags() -> IndexFlags:
 
 
 # What a wrong input, a missing file or package, or a server out of reach raises. Anything else is a fault of ours.
-_WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError)
+_WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError, environment.ToolError)
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes, as the cluster's variables tell")
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")

@@ -10,6 +10,7 @@ from typing import Any
 
 from searchr1_jax.core import parallel
 from searchr1_jax.run import metrics
+from searchr1_jax.text import protocol
 
 
 def learning_curve(workdir: pathlib.Path) -> None:
@@ -50,14 +51,18 @@ def learning_curve(workdir: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
-def model_card(workdir: pathlib.Path, run: dict[str, Any], *, name: str, base: str, step: int, **_: Any) -> str:
+def model_card(
+    workdir: pathlib.Path, run: dict[str, Any], *, name: str, base: str, step: int, tools: Sequence[str], **_: Any
+) -> str:
     """README.md of an exported model: what it is, how it was trained, what it scored.
 
     Args:
       run: the resolved config of the run.
       base: the model that training started from.
       step: of the checkpoint.
+      tools: names of those that it may call.
     """
+    stops = " or ".join(f"`{tag}`" for tag in protocol.stop_tags(tools))
     algorithm = "PPO" if run["algorithm"]["advantage"] == "gae" else "GRPO"
     rows = []
     for path in sorted((workdir / "eval").glob("*.json")):
@@ -81,8 +86,8 @@ def model_card(workdir: pathlib.Path, run: dict[str, Any], *, name: str, base: s
             f"# {name}",
             "",
             f"A language model that searches: `{base}`, trained with {algorithm} for {step} steps by searchr1_jax",
-            "after Search-R1 (Jin et al., 2025). It ends a turn with `</search>` or `</answer>`, the stop strings of",
-            "its generation config, and expects passages between `<information>` and `</information>` after a search.",
+            f"after Search-R1 (Jin et al., 2025). It ends a turn with {stops}, the stop strings of",
+            "its generation config, and expects what a call found between `<information>` and `</information>`.",
             "",
             "## Evaluation",
             "",

@@ -30,6 +30,7 @@ class Results:
     em: float  # exact match
     f1: float
     searches: float  # answered searches a question
+    calls: dict[str, float]  # answered calls a question, by tool
     response_tokens: float  # tokens after the prompt, retrieved ones included
     em_by_hops: dict[str, float]  # by the searches that an ideal episode needs; "0" where unknown
     em_by_source: dict[str, float]  # by question file: what stands before the last "/" of the ids
@@ -40,12 +41,13 @@ class Results:
 
     def scalars(self) -> dict[str, float]:
         """What metrics.jsonl takes."""
+        several = self.calls if len(self.calls) > 1 else {}
         return {
             "em": self.em,
             "f1": self.f1,
             "searches": self.searches,
             "response_tokens": self.response_tokens,
-        }
+        } | {f"calls/{tool}": calls for tool, calls in several.items()}
 
 
 def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding: str) -> Results:
@@ -67,6 +69,7 @@ def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding:
         em=sum(em) / n,
         f1=sum(rewards.token_f1(t.answer, t.example.golden_answers) for t in trajectories) / n,
         searches=sum(t.searches for t in trajectories) / n,
+        calls={tool: sum(t.calls(tool) for t in trajectories) / n for tool in trajectories[0].tools},
         response_tokens=sum(len(t.tokens) - t.prompt_tokens for t in trajectories) / n,
         em_by_hops=_means(by_hops),
         em_by_source=_means(by_source),
@@ -93,9 +96,9 @@ def evaluate(
     Args:
       name: of the decoding, for the results.
       seed: of sampling.
-      directory: where the episodes that were finished are kept if a search fails for good.
+      directory: where the episodes that were finished are kept if a tool fails for good.
     Raises:
-      RetrievalError: after they were written.
+      ToolError: after they were written.
     """
     what = f"{split}, {name}"
     answered = acting.answer(rollout, tasks, decoding, seed=seed, step=0, what=what)
@@ -128,7 +131,7 @@ def exact_match(trajectory: types.Trajectory) -> float:
 
 
 def keep_interrupted(path: pathlib.Path, trajectories: Sequence[types.Trajectory], reward: rewards.Reward) -> None:
-    """Writes what was finished when a search failed for good, and says where it is."""
+    """Writes what was finished when a tool failed for good, and says where it is."""
     write_trajectories(path, trajectories, [reward(t) for t in trajectories])
     metrics.say(f"{len(trajectories)} episodes that were finished are in {path}")
 

@@ -89,12 +89,12 @@ def acting_differences(config: Config, workdir: pathlib.Path) -> list[str]:
     if not path.exists():
         return []
     found = differences(json.loads(path.read_text()), as_json(config))
-    return [words for key, words in found.items() if key.startswith(("protocol.", "rollout.", "retriever."))]
+    return [words for key, words in found.items() if key.startswith(("tools", "protocol.", "rollout.", "retriever."))]
 
 
 def invented_world(config: Config) -> dict[str, Any]:
     """All that the files of the invented world depend on, as JSON."""
-    return as_json(config)["world"] | {"protocol": as_json(config)["protocol"]}
+    return as_json(config)["world"] | {key: as_json(config)[key] for key in ("protocol", "tools")}
 
 
 def claim(config: Config, workdir: pathlib.Path) -> None:

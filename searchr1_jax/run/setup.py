@@ -27,14 +27,14 @@ from searchr1_jax.models import attention
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
-from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import engine
-from searchr1_jax.rollout import environment
+from searchr1_jax.rollout import environment as environment_lib
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
 from searchr1_jax.run import checkpoint
 from searchr1_jax.run import run_directory
+from searchr1_jax.run import tools
 from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer
@@ -96,21 +96,16 @@ def world(config: Config) -> world_lib.World:
     )
 
 
-def search_environment(config: Config, engine_: retrieval.Retriever) -> environment.SearchEnvironment:
-    c = config.retriever
-    return environment.SearchEnvironment(
-        protocol=texts(config),
-        retriever=engine_,
-        passages_per_search=config.rollout.passages,
-        timeout_s=None if c.url else c.timeout_s,  # a server's client has its own, and more than one attempt
-    )
+def environment(config: Config, workdir: pathlib.Path) -> environment_lib.Environment:
+    """What the policy acts in: the config's templates and tools."""
+    return environment_lib.Environment(texts(config), tools.make(config, workdir))
 
 
 def rollout(
     config: Config,
     model: model_config.ModelConfig,
     tokens: tokenizer.Tokenizer,
-    environment_: environment.Environment,
+    environment: environment_lib.Environment,
 ) -> tuple[engine.Engine, episodes.Rollout]:
     """The engine, still without weights, and the host loop over it.
 
@@ -140,7 +135,7 @@ def rollout(
     actor = engine.Engine(
         model,
         shapes,
-        stop_table.build(pieces),
+        stop_table.build(pieces, protocol.stop_tags(tuple(environment.tools))),
         hosts=parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=config.mesh.actor_tensor),
         eos_ids=tokens.eos_ids,
         max_turn_tokens=c.max_turn_tokens,
@@ -149,9 +144,9 @@ def rollout(
     limits = episodes.Limits(
         max_turns=c.max_turns,
         max_information_tokens=c.max_information_tokens,
-        retrieval_threads=config.retriever.threads,
+        tool_threads=config.retriever.threads,
     )
-    return actor, episodes.Rollout(actor, environment_, tokens, limits)
+    return actor, episodes.Rollout(actor, environment, tokens, limits)
 
 
 class Policy(NamedTuple):
@@ -215,6 +210,7 @@ def save_model(
     tokens: tokenizer.Tokenizer,
     params: decoder.Params,
     *,
+    tools: Sequence[str],
     value: decoder.Params | None = None,
     dtype: jnp.dtype | None = None,
     max_shard_gb: float = 5.0,
@@ -223,6 +219,7 @@ def save_model(
     """Writes a policy as a Hugging Face directory, which appears when it is whole and replaces what was there.
 
     Args:
+      tools: names of those that it may call; its turns end at their closing tags and at that of an answer.
       value: a value model, written beside it into `value/`.
       dtype: of the files; None keeps the weights' own.
       card: text of its README.md.
@@ -231,7 +228,7 @@ def save_model(
         dtype=dtype,
         max_shard_bytes=int(max_shard_gb * 1e9),
         eos_ids=tokens.eos_ids,
-        stop_strings=protocol.STOP_TAGS,
+        stop_strings=protocol.stop_tags(tools),
     )
     with _whole(output) as temporary:
         if jax.process_index() == 0:

@@ -25,7 +25,6 @@ from searchr1_jax.text import protocol
 Reward = Callable[[types.Trajectory], float]
 Measure = Callable[[str | None, Sequence[str]], float]
 
-_TAG = re.compile("(" + "|".join(map(re.escape, protocol.TAGS)) + ")")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -90,22 +89,23 @@ def of_answer(measure: Measure) -> Reward:
 
 
 def well_formed(trajectory: types.Trajectory) -> bool:
-    """Whether the episode is think (search information think)* answer, with white space alone between its blocks.
+    """Whether the episode is think (call information think)* answer, with white space alone between its blocks.
 
-        <think> … </think> <search> … </search>      every turn but the last
+        <think> … </think> <search> … </search>      every turn but the last, or the tags of another tool
         <think> … </think> <answer> … </answer>      the last one
 
-    Judged on what the policy wrote, turn by turn. What the environment appended after a search is the information,
-    whatever its template and passages look like; an invalid turn, and so every correction, is malformed. A tag
-    inside a block is malformed, and so is text that the token completing the last tag carries beyond it.
+    Judged on what the policy wrote, turn by turn. What the environment appended after a call is the information,
+    whatever its template and passages look like; an invalid turn, and so every correction, is malformed. A tag of the
+    protocol or of a tool inside a block is malformed, and so is text that the token completing the last tag carries
+    beyond it.
     """
-    events = [turn.event for turn in trajectory.turns]
-    in_order = events == [protocol.SEARCH] * (len(events) - 1) + [protocol.ANSWER]
-    return in_order and all(map(_thinks_then_acts, trajectory.turns))
+    *calls, last = [turn.event for turn in trajectory.turns] or [protocol.INVALID]
+    in_order = last == protocol.ANSWER and set(calls) <= set(trajectory.tools)
+    return in_order and all(_thinks_then_acts(turn, protocol.tags(trajectory.tools)) for turn in trajectory.turns)
 
 
-def _thinks_then_acts(turn: types.Turn) -> bool:
-    texts_and_tags = _TAG.split(turn.text)
+def _thinks_then_acts(turn: types.Turn, known_tags: Sequence[str]) -> bool:
+    texts_and_tags = re.split(f"({'|'.join(known_tags)})", turn.text)
     texts, tags = texts_and_tags[::2], texts_and_tags[1::2]
     expected = ["<think>", "</think>", f"<{turn.event}>", f"</{turn.event}>"]
     return tags == expected and not "".join(texts[::2]).strip()  # texts[1] and texts[3] are in the blocks

@@ -26,10 +26,12 @@ class Reply:
     passages: tuple[types.Passage, ...] = ()
 
 
-def information(protocol: text_protocol.Protocol, passages: Sequence[types.Passage]) -> Reply:
-    """The reply to a search."""
+def information(protocol: text_protocol.Protocol, found: str | Sequence[types.Passage]) -> Reply:
+    """The reply to a call of a tool that found a text or passages."""
     prefix, suffix = protocol.information_parts()
-    return Reply(prefix=prefix, body=protocol.render_docs(passages), suffix=suffix, passages=tuple(passages))
+    if isinstance(found, str):
+        return Reply(prefix=prefix, body=found, suffix=suffix)
+    return Reply(prefix=prefix, body=protocol.render_docs(found), suffix=suffix, passages=tuple(found))
 
 
 def correction(protocol: text_protocol.Protocol) -> Reply:

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 
 import numpy as np
@@ -20,6 +21,7 @@ def trajectory(answer, golden=("Beijing",), turns=()):
         turns=turns,
         stop_reason="answered" if answer is not None else "no_action",
         answer=answer,
+        tools=("search",),
     )
 
 
@@ -96,7 +98,7 @@ PASSAGES = (
 
 def turn(text, *, reply="", passages=()):
     """A turn as the rollout books it."""
-    action = protocol.parse_action(text)
+    action = protocol.parse_action(text, ("search",))
     return types.Turn(text=text, event=action.kind, content=action.content, reply=reply, passages=passages)
 
 
@@ -134,6 +136,27 @@ INVALID = turn(f"{THINK} I would rather not.", reply=protocol.CORRECTION)
 )
 def test_think_search_think_answer_is_well_formed(turns):
     assert rewards.well_formed(ends(*turns))
+
+
+@pytest.mark.parametrize(
+    "calls, formed",
+    [
+        (("<note> a </note>",), True),
+        (("<search> a </search>", "<note> b </note>"), True),
+        (("<calculate> 1 </calculate>",), False),  # no tool of the episode, so no call
+        (("<note> <search> </note>",), False),  # another tool's tag in a block
+        (("<note> <calculate> </note>",), True),  # which is a text here
+    ],
+)
+def test_well_formed_episodes_call_the_tools_that_they_had(calls, formed):
+    tools = ("search", "note")
+    turns = [f"{THINK} {call}" for call in calls] + [f"{THINK} <answer> b </answer>"]
+    actions = [protocol.parse_action(text, tools) for text in turns]
+    made = [types.Turn(text=t, event=a.kind, content=a.content) for t, a in zip(turns, actions, strict=True)]
+    episode = dataclasses.replace(trajectory("b", turns=tuple(made)), tools=tools)
+    assert rewards.well_formed(episode) == formed
+    without = dataclasses.replace(episode, tools=("search",))
+    assert not rewards.well_formed(without)
 
 
 @pytest.mark.parametrize(
