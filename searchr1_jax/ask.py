@@ -18,7 +18,7 @@ from rich import text as rich_text
 
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import environment
 from searchr1_jax.run import command
 from searchr1_jax.run import model_files
 from searchr1_jax.run import parts
@@ -51,7 +51,7 @@ def run(
     """Asks one question after another, prints the episodes, and returns them.
 
     Args:
-      strict: whether a question that cannot be asked, or a search that fails, is an error; else it is printed, and the
+      strict: whether a question that cannot be asked, or a tool that fails, is an error; else it is printed, and the
         next question may do better.
     """
     console, chosen, episodes = console or rich_console.Console(), parts.decoding(settings, decoding), []
@@ -66,7 +66,7 @@ def run(
             try:
                 tasks = parts.tasks(settings, [example], policy.tokens, samples=1)
                 (trajectory,) = actor.rollout.run(tasks, chosen, seed=settings.seed, step=0)
-            except (ValueError, retrieval.RetrievalError) as error:
+            except (ValueError, environment.ToolError) as error:
                 if strict:
                     raise
                 console.print(f"error: {error}", markup=False)

@@ -41,7 +41,7 @@ def run(
 
     Raises:
       ValueError: where there is no such policy, split or decoding, or a question does not fit.
-      RetrievalError: where a search fails for good.
+      ToolError: where a tool fails for good.
     """
     chosen = {each: parts.decoding(settings, each) for each in decodings}
     with command.session(settings, workdir, create=bool(model)) as directory, metrics.booked(directory, "evaluate"):

@@ -21,7 +21,6 @@ from searchr1_jax.run import metrics
 from searchr1_jax.run import model_card
 from searchr1_jax.run import model_files
 from searchr1_jax.run import run_directory
-from searchr1_jax.text import protocol
 
 
 def run(
@@ -57,10 +56,13 @@ def run(
             policy.model,
             policy.tokens,
             policy.params,
+            tools=policy.about.tools,
             value=critic,
             dtype=jnp.dtype(dtype) if dtype else None,
             max_shard_gb=max_shard_gb,
-            card=model_card.text(home, own, policy.about, name=output.name, stops=protocol.STOP_TAGS),
+            card=model_card.text(
+                home, own, policy.about, name=output.name, stops=protocol.stop_tags(policy.about.tools)
+            ),
         )
         metrics.say(f"wrote {policy.origin} as {output}")
 

@@ -3,7 +3,7 @@
 python -m searchr1_jax.prepare --config=configs/quickstart.py --workdir=runs/quickstart
 
 What it writes are the same files that real data and real models come in, and the other commands read them as such.
-It depends on `world.*` and `protocol.*` only, so every seed of learning begins with the same.
+It depends on `world.*`, `protocol.*` and `tools` only, so every seed of learning begins with the same.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from searchr1_jax.run import command
 from searchr1_jax.run import metrics
 from searchr1_jax.run import model_files
 from searchr1_jax.run import run_directory
+from searchr1_jax.run import tools
 from searchr1_jax.text import protocol
 from searchr1_jax.text import tokenizer
 
@@ -38,7 +39,7 @@ def run(settings: settings_lib.Settings, workdir: str | os.PathLike) -> None:
       ValueError: where another world, or a user's own files, are there.
     """
     with command.session(settings, workdir, alone=True) as directory, metrics.booked(directory, "prepare"):
-        c = settings.world
+        c, called = settings.world, tools.names(settings)
         _claim(settings, directory)
         world = world_lib.make_world(c)
         world_lib.write_world(world, directory)
@@ -54,7 +55,7 @@ def run(settings: settings_lib.Settings, workdir: str | os.PathLike) -> None:
                 *(f"<search> {passage.title} </search>" for passage in passages),
             ],
             vocab_size=c.vocab_size,
-            added_tokens=list(protocol.TAGS),
+            added_tokens=protocol.tags(called),
             directory=directory / run_directory.TOKENIZER,
         )
         model = model_config.ModelConfig(
@@ -74,7 +75,7 @@ def run(settings: settings_lib.Settings, workdir: str | os.PathLike) -> None:
         params = decoder.init(decoder.Policy, model, seed=c.seed)
         params = copying.prime(parallel.to_host(params), model)
         output = directory / settings.sft.model
-        model_files.save(output, model, tokens, params)
+        model_files.save(output, model, tokens, params, tools=called)
         size = sum(x.size for x in jax.tree.leaves(params))
         metrics.say(f"model: {size:,} random weights and {tokens.vocab_size} tokens in {output}")
 

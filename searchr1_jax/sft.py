@@ -46,6 +46,7 @@ from searchr1_jax.run import command
 from searchr1_jax.run import metrics
 from searchr1_jax.run import model_files
 from searchr1_jax.run import run_directory
+from searchr1_jax.run import tools
 from searchr1_jax.text import tokenizer
 
 _CHECKPOINT_EVERY = 200  # steps
@@ -114,6 +115,7 @@ def source(
         demonstrations.to_trajectory,
         tokenizer=tokens,
         protocol=settings.protocol,
+        tools=tools.names(settings),
         max_information_tokens=settings.rollout.max_information_tokens,
         context=settings.rollout.context_tokens,
         content_weight=settings.sft.content_weight,
@@ -193,7 +195,7 @@ def train(settings: settings_lib.Settings, workdir: pathlib.Path, checkpoints: c
             metrics.say(f"sft step {step}/{total}  loss {loss:.4f}  {per_step * 1e3:.0f} ms/step")
         if step % _CHECKPOINT_EVERY == 0 or step == total:
             checkpoints.save(step, state._asdict(), {"config": decisive})
-    model_files.save(workdir / c.output, model, tokens, state.policy)
+    model_files.save(workdir / c.output, model, tokens, state.policy, tools=tools.names(settings))
     metrics.say(f"wrote {workdir / c.output}")
 
 

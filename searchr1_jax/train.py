@@ -45,6 +45,7 @@ from searchr1_jax.run import model_files
 from searchr1_jax.run import parts
 from searchr1_jax.run import progress
 from searchr1_jax.run import run_directory
+from searchr1_jax.run import tools
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
@@ -246,6 +247,7 @@ def save(e: Experiment, at: Position, checkpoints: checkpoint.Checkpoints) -> No
     about = progress.About(
         model=e.model,
         base=e.settings.model.path,
+        tools=list(tools.names(e.settings)),
         has_value_model=e.learner.has_value_model,
         stream=at.stream,
         step=at.step,
@@ -279,7 +281,7 @@ def go_back(e: Experiment, at: Position, checkpoints: checkpoint.Checkpoints, ex
 def act(e: Experiment, at: Position, workdir: pathlib.Path) -> Experience:
     """Answers the step's questions with the policy as it is; every process rewards what it answered.
 
-    If a search fails for good, what was finished is written first.
+    If a tool or a reward fails for good, what was finished is written first.
     """
     e.actor.engine.load(at.state.policy)
     began, step = time.time(), at.step

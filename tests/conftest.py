@@ -56,4 +56,4 @@ def split_tokenizer(tmp_path_factory):
 def tagged_tokenizer(tmp_path_factory):
     """Each tag is one token."""
     directory = tmp_path_factory.mktemp("tagged_tokenizer")
-    return tokenizer.train(TEXTS * 10, vocab_size=300, added_tokens=protocol.TAGS, directory=directory)
+    return tokenizer.train(TEXTS * 10, vocab_size=300, added_tokens=protocol.tags(("search",)), directory=directory)

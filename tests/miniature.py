@@ -31,6 +31,7 @@ from searchr1_jax.run import model_files
 from searchr1_jax.run import parts as run_parts
 from searchr1_jax.run import retrievers
 from searchr1_jax.run import run_directory
+from searchr1_jax.run import tools
 from searchr1_jax.text import rewards
 from searchr1_jax.text import tokenizer
 
@@ -56,14 +57,16 @@ def settings(**changes) -> settings_lib.Settings:
     return settings_lib.Settings.of(quickstart.get_config("algorithm=grpo")).replace(SMALL | changes)
 
 
-def babbler(directory: pathlib.Path, output: pathlib.Path) -> None:
+def babbler(directory: pathlib.Path, output: pathlib.Path, called=("search",)) -> None:
     """Writes a policy that says anything, tags often: the shape and the tokens of a model, weights of its own."""
     tokens = tokenizer.Tokenizer.load(directory)
     shape = dataclasses.replace(hf.read_config(directory), tied_embeddings=False)
-    logits = {"<search>": 6.6, "</search>": 5.7, "<answer>": 4.2, "</answer>": 4.2}
+    logits = {"<answer>": 4.2, "</answer>": 4.2}
+    for tool in called:
+        logits |= {f"<{tool}>": 6.6, f"</{tool}>": 5.7}
     leaning = {tokens.encode(tag)[0]: logit for tag, logit in logits.items()}
     params = slow_decoder.leaning(slow_decoder.random_params(shape, 0), leaning)
-    model_files.save(output, shape, tokens, params)
+    model_files.save(output, shape, tokens, params, tools=called)
 
 
 class Mortal:
@@ -148,7 +151,7 @@ class Parts:
 def world(workdir: pathlib.Path, c: settings_lib.Settings) -> None:
     """Writes all that a run needs, on the mesh in use."""
     prepare.run(c, workdir)
-    babbler(workdir / "init", workdir / "base")
+    babbler(workdir / "init", workdir / "base", tools.names(c))
     first = (workdir / "train.jsonl").read_text().splitlines(keepends=True)[:3]  # fewer than a step asks
     (workdir / "few.jsonl").write_text("".join(first))
 

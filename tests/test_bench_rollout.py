@@ -94,7 +94,7 @@ def trajectories(bench, kind, budget=None):
     engine = bench.ours if kind is episodes.Rollout else bench.lockstep
     engine.reset()
     engine.budget = budget
-    library = workload_lib.Library(bench.workload)
+    library = workload_lib.Environment(bench.workload)
     running = kind(engine, library, workload_lib.Words(), bench.workload.limits()).run(
         bench.workload.tasks(), sampling.Decoding(), seed=0, step=0
     )

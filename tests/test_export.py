@@ -54,7 +54,7 @@ def run(tagged_tokenizer, tmp_path_factory):
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=2)
         about = progress.About(
             model=model_config.to_hf(MODEL, dtype="float32"), base="Ada/base-2b", has_value_model=True, stream={},
-            step=0, owed=None, course=progress.Course(kl_coefficient=0.0),
+            tools=["search", "note"], step=0, owed=None, course=progress.Course(kl_coefficient=0.0),
         )  # fmt: skip
         for step in (4, 6):
             trees = trained(step)
@@ -116,7 +116,7 @@ def test_the_tokenizer_comes_with_its_chat_template(exported, tagged_tokenizer):
     assert ours.decode(ours.encode_prompt("who?")) == "Q: who?\nA:"
     generation = json.loads((output / "generation_config.json").read_text())
     assert generation["eos_token_id"] == sorted(tagged_tokenizer.eos_ids)
-    assert generation["stop_strings"] == ["</search>", "</answer>"]
+    assert generation["stop_strings"] == ["</search>", "</note>", "</answer>"]
 
 
 def test_bfloat16_is_written_where_it_is_asked_for(exported):
@@ -155,6 +155,7 @@ def test_the_card_tells_base_algorithm_step_and_config(exported):
     front = card.split("---")[1]
     assert "base_model: Ada/base-2b\n" in front and "library_name: transformers\n" in front
     assert "# model\n" in card and "`Ada/base-2b`, trained by PPO for 4 steps" in card
+    assert "It ends a turn with `</search>` or `</note>` or `</answer>`" in card
     assert "No evaluation of this run was found." in card
     told = json.loads(card.split("```json\n")[1].split("```")[0])
     assert told["learner"]["steps"] == 77  # the config of the run, not that of the command line
@@ -163,7 +164,7 @@ def test_the_card_tells_base_algorithm_step_and_config(exported):
 
 def test_the_card_holds_the_figures_of_evaluations_but_not_those_made_while_training(exported, workdir):
     results = evaluation.Results(
-        split="test", decoding="greedy", n=64, em=0.40625, f1=0.5, searches=1.25, response_tokens=90.0,
+        split="test", decoding="greedy", n=64, em=0.40625, f1=0.5, searches=1.25, calls={}, response_tokens=90.0,
         em_by_hops={"1": 0.40625}, em_by_source={"": 0.40625}, stop_reasons={"answer": 64},
     )  # fmt: skip
     results.save(workdir / "eval" / "final-greedy.json")

@@ -85,7 +85,8 @@ def test_acting_with_a_7b_model_on_one_host_copies_no_cache(chunk):
     actor = parallel.make_mesh(data=1, fsdp=1, tensor=4, devices=chips("v5e:2x2"))
     with jax.set_mesh(actor):
         acting = programs.Programs(
-            SEVEN_B, SHAPES, stop_table.build([b"x"] * SEVEN_B.vocab_size), max_turn_tokens=500, dtype=jnp.bfloat16
+            SEVEN_B, SHAPES, stop_table.build([b"x"] * SEVEN_B.vocab_size, ["</search>", "</answer>"]),
+            max_turn_tokens=500, dtype=jnp.bfloat16,
         )  # fmt: skip
         state = acting.abstract_state()
         _, params = decoder.abstract(decoder.Policy, SEVEN_B, jnp.bfloat16, gathered=True)

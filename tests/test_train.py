@@ -24,7 +24,7 @@ from searchr1_jax import evaluate
 from searchr1_jax import export
 from searchr1_jax.learning import guards
 from searchr1_jax.learning import step as learning
-from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import environment
 from searchr1_jax.run import curves
 from searchr1_jax.run import parts as run_parts
 from searchr1_jax.run import run_directory
@@ -69,7 +69,7 @@ def _assert_same_run(workdir, undisturbed):
 
 
 def _loses_its_retriever(parts, workdir, dies_at):
-    with pytest.raises(retrieval.RetrievalError, match="failed after 4 attempts: status 500"):
+    with pytest.raises(environment.ToolError, match="failed after 4 attempts: status 500"):
         parts.train(workdir, dies_at=dies_at)
 
 
@@ -311,7 +311,7 @@ def test_an_export_does_not_replace_the_run_or_a_file(trained, output):
 
 
 def test_a_question_that_cannot_be_answered_does_not_end_the_session(parts, undisturbed, capsys, monkeypatch):
-    failing = [retrieval.RetrievalError("Mira Talon", "status 500", attempts=4)]
+    failing = [environment.ToolError("search", "on 'Mira Talon': status 500")]
 
     def run(*args, **kwargs):
         if failing:
@@ -327,7 +327,7 @@ def test_a_question_that_cannot_be_answered_does_not_end_the_session(parts, undi
     out = " ".join(capsys.readouterr().out.split())
     told = (
         "error: the prompt of question 'ask' has",
-        "error: the search for 'Mira Talon' failed",
+        "error: the tool 'search' failed on 'Mira Talon'",
         "answer: ",
     )
     assert [out.count(words) for words in told] == [1, 1, 1]

@@ -29,6 +29,7 @@ from searchr1_jax.models import decoder
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
+from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 
 MODEL = model_config.ModelConfig(
@@ -48,7 +49,8 @@ def make_engine(
         programs.Shapes(
             slots=rows, context=context, decode_tokens=new, extend_rows=rows, extend_chunks=(prompt,), group=1
         ),
-        stop_table.build([b"%d" % i for i in range(model.vocab_size)]),  # no token ends a text
+        # No token ends a text.
+        stop_table.build([b"%d" % i for i in range(model.vocab_size)], protocol.stop_tags(("search",))),
         hosts=parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=1),
         eos_ids=frozenset(),
         max_turn_tokens=new,

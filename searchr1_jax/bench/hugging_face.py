@@ -72,7 +72,7 @@ def decode_seconds(model: Model, workload: workload_lib.Workload, *, slots: int,
 
 def play(model: Model, workload: workload_lib.Workload, *, share: slice) -> tuple[float, int]:
     """Plays a batch of episodes to their answers. Returns seconds and the tokens that the policy wrote."""
-    library, words = workload_lib.Library(workload), workload_lib.Words()
+    library = workload_lib.Library(workload)
     going = [(prompt[-1], list(prompt)) for prompt in workload.prompts[share]]  # turn to come, tokens so far
     written, began = 0, time.perf_counter()
     while going:
@@ -83,8 +83,7 @@ def play(model: Model, workload: workload_lib.Workload, *, share: slice) -> tupl
             text += [*tokens[:-1], workload.closing(turn)]
         going = [(turn, text) for turn, text in going if workload.turns[turn].passages]
         if going:
-            replies = library.fetch([str(turn) for turn, _ in going])
-            for (_, text), reply in zip(going, replies, strict=True):
-                text += words.encode(reply.body)
+            for (_, text), passages in zip(going, library.find([turn for turn, _ in going]), strict=True):
+                text += passages
             going = [(text[-1], text) for _, text in going]
     return time.perf_counter() - began, written

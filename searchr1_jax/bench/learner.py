@@ -51,6 +51,7 @@ from searchr1_jax.models import decoder
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
+from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 
 COMPUTE = decoder.Compute(dtype=jnp.float32, remat=False, attention="auto")
@@ -305,7 +306,8 @@ class GRPO:
                 slots=s.questions * s.samples, context=s.prompt + s.new, decode_tokens=s.new,
                 extend_rows=s.questions, extend_chunks=(s.prompt,), group=s.samples,
             ),
-            stop_table.build([b"%d" % i for i in range(s.model.vocab_size)]),  # no token ends a text
+            # No token ends a text.
+            stop_table.build([b"%d" % i for i in range(s.model.vocab_size)], protocol.stop_tags(("search",))),
             hosts=parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=1),
             eos_ids=frozenset(), max_turn_tokens=s.new, dtype=jnp.float32,
         )  # fmt: skip

@@ -12,8 +12,8 @@ import collections
 from searchr1_jax.rollout import episodes
 
 
-class _CachedRun(episodes._Run):
-    def episodes(self, tasks):
+class _CachedRun(episodes.Run):
+    def episodes(self, tasks, pool):
         waiting = collections.deque((task, 0) for task in tasks)
         while waiting or self.active:
             if not self.active:
@@ -22,10 +22,8 @@ class _CachedRun(episodes._Run):
             while decoding := [(e, len(e.turns)) for e in self.active.values() if e.decoding]:
                 output = self.engine.decode(self.decoding, leave_at=self.engine.shapes.slots)
                 self.read(self.engine.read(output), decoding)
-            if self.requests:
-                waited, self.requests = self.requests, []
-                replies = self.environment.fetch([outcome.request for _, outcome in waited])
-                for (episode, _), reply in zip(waited, replies, strict=True):
+            for callers, calls in self.calls_by_tool():
+                for episode, reply in zip(callers, self.environment.fetch(calls), strict=True):
                     self.reply(episode, reply)
             yield from self.finished
             self.finished.clear()
@@ -40,11 +38,6 @@ class Cached(episodes.Rollout):
     """Turns in lockstep over live caches: only the passages are appended."""
 
     schedule = _CachedRun
-
-    def run(self, tasks, decoding, *, seed, step):
-        run = self.schedule(self._engine, self._environment, self._tokenizer, self._limits, decoding, (seed, step))
-        self.counts = run.counts
-        yield from run.episodes(tasks)
 
 
 class Rerun(Cached):

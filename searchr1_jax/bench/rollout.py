@@ -49,6 +49,7 @@ from searchr1_jax.models import decoder
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
+from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 
 # 20.4M parameters, 12.3M of them in the embedding; the ratios of widths and heads are near those of Qwen2.5-1.5B.
@@ -93,7 +94,7 @@ class Bench:
         self.workload = workload
         self.params = decoder.init(decoder.Policy, model, seed=workload.settings.seed)
         # No token ends a turn of itself.
-        stops = stop_table.build([b"%d" % i for i in range(model.vocab_size)])
+        stops = stop_table.build([b"%d" % i for i in range(model.vocab_size)], protocol.stop_tags(("search",)))
         hosts = parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=1)
 
         def engine(shapes):
@@ -120,7 +121,7 @@ class Bench:
         engine = self.ours if kind is episodes.Rollout else self.lockstep
         engine.reset()
         engine.budget = budget
-        rollout = kind(engine, workload_lib.Library(self.workload), workload_lib.Words(), self.workload.limits())
+        rollout = kind(engine, workload_lib.Environment(self.workload), workload_lib.Words(), self.workload.limits())
         began = time.perf_counter()
         running = rollout.run(self.workload.tasks()[share], sampling.Decoding(), seed=0, step=0)
         trajectories = list(running)

@@ -3,7 +3,7 @@
     Settings ─ make ─▶ Workload: prompts, turns and passages as token ids
                            ├─ tasks ─▶ a schedule (`episodes.Rollout`, or one of `lockstep`)
                            ├─▶ Engine: the same programs and weights; a turn ends after its number of tokens
-                           └─▶ Library: an environment that reads the turn's action and brings its passages, late
+                           └─▶ Environment: it reads the turn's action and its tool brings the passages, late
 
 Turns are numbered through, and two tokens of the vocabulary belong to each: token i *opens* turn i, as the last of the
 prompt or passages before it; its *closing* is the last that the policy writes, as `</search>` would be. The others are
@@ -25,7 +25,7 @@ from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import programs
-from searchr1_jax.text import transcript
+from searchr1_jax.text import protocol
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Workload:
         return episodes.Limits(
             max_turns=self.settings.searches[1],
             max_information_tokens=self.settings.passage_tokens[1],
-            retrieval_threads=8,
+            tool_threads=8,
         )
 
 
@@ -139,22 +139,34 @@ class Words:
 
 
 class Library:
-    """The environment of a workload: the closing token tells the turn, a call for passages takes its time."""
+    """The tool of a workload: the passages that follow a turn, after their time."""
+
+    name = "search"
 
     def __init__(self, workload: Workload):
         self._workload = workload
-        self._words = Words()
+
+    def call(self, calls: list[environment.Call]) -> list[str]:
+        return [Words().decode(passages) for passages in self.find([int(call.content) for call in calls])]
+
+    def find(self, turns: list[int]) -> list[tuple[int, ...]]:
+        """The passages of each turn, as token ids."""
+        time.sleep(self._workload.settings.latency_s)
+        return [self._workload.turns[turn].passages for turn in turns]
+
+
+class Environment(environment.Environment):
+    """The environment of a workload: the closing token tells the turn, and passages have nothing around them."""
+
+    def __init__(self, workload: Workload):
+        super().__init__(protocol.Protocol(information="{docs}"), [Library(workload)])
+        self._workload = workload
 
     def act(self, turn_text: str, turns_left: int) -> environment.Outcome:
-        turn = self._workload.closed_by(self._words.encode(turn_text)[-1])
+        turn = self._workload.closed_by(Words().encode(turn_text)[-1])
         if not self._workload.turns[turn].passages:
             return environment.Outcome(event="answer", stop="answered")
-        return environment.Outcome(event="search", request=str(turn))
-
-    def fetch(self, requests: list[str]) -> list[transcript.Reply]:
-        time.sleep(self._workload.settings.latency_s)
-        found = [self._workload.turns[int(turn)].passages for turn in requests]
-        return [transcript.Reply(prefix="", body=self._words.decode(passages)) for passages in found]
+        return environment.Outcome(event="search", content=str(turn))
 
 
 class Engine(engine_lib.Engine):

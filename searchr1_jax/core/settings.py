@@ -283,7 +283,7 @@ class Sft:
     mixture_wrong_entity: float = key(0.05, least=0)  # searches for somebody else first, then answers from that
     mixture_stopped_early: float = key(0.15, least=0)  # of two hops or more: answers what the first passage says
     guess_weight: float = key(0.3, least=0)  # loss weight of an invented answer's content
-    content_weight: float = key(1.0, least=0)  # loss weight between <search> or <answer> and the closing tag
+    content_weight: float = key(1.0, least=0)  # loss weight between the tags of a call or an answer
     batch: int = key(64, least=1)  # demonstrations a step
     optimizer: Optimizer = Optimizer(learning_rate=1e-5, warmup_steps=20)
 
@@ -293,7 +293,8 @@ class Settings:
     """All of a run. Raises ValueError for the first key that breaks its own rules, with the value and the remedy."""
 
     seed: int = key(0, least=0)  # of learning: order of questions and sampling; the world and sft have their own
-    tools: tuple[str, ...] = key(("search",), acting=True)  # rows of run.tools.TOOLS or package.module:function
+    # What the policy may call: rows of run.tools.TOOLS or package.module:Class; none: it can but answer.
+    tools: tuple[str, ...] = key(("search",), base=True, acting=True)
 
     data: Data = Data()
     model: Model = Model()

@@ -45,8 +45,8 @@ class Turn:
     """One stretch of the policy's own tokens and what the environment made of it."""
 
     text: str  # what the policy wrote, decoded; the tokens themselves are in the trajectory
-    event: str  # "search", "answer", "invalid", or "truncated" by the end of the context
-    content: str = ""  # the query or the answer, stripped
+    event: str  # the name of the tool that was called, "answer", "invalid", or "truncated" by the end of the context
+    content: str = ""  # of the call or the answer, stripped
     passages: tuple[Passage, ...] = ()
     reply: str = ""  # what the environment appended
 
@@ -62,20 +62,25 @@ class Trajectory:
     behaviour_logp: np.ndarray  # float32[T], log-prob the sampler gave the token; 0 where not sampled
     prompt_tokens: int
     turns: tuple[Turn, ...]
-    stop_reason: str  # "answered", "search_limit", "no_action" or "length"
+    stop_reason: str  # "answered", "turn_limit" (of calls), "no_action" or "length"
     answer: str | None
+    tools: tuple[str, ...] = ()  # names of those that it could call
     eos_dropped: int = 0  # turns that the policy ended with an end-of-sequence token
-    passages_cut: int = 0  # replies whose passages were cut to their budget or to the context
+    passages_cut: int = 0  # replies whose body was cut to its budget or to the context
 
     @property
     def key(self) -> tuple[str, int]:
         """Sorts trajectories the same way whatever order they finished in."""
         return self.example.id, self.sample
 
+    def calls(self, tool: str) -> int:
+        """Calls of a tool that were answered."""
+        return sum(turn.event == tool and turn.reply != "" for turn in self.turns)
+
     @property
     def searches(self) -> int:
         """Searches that were answered."""
-        return sum(turn.event == "search" and turn.reply != "" for turn in self.turns)
+        return self.calls("search")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

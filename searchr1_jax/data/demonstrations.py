@@ -36,12 +36,13 @@ from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import tokenizer as tokenizer_lib
 from searchr1_jax.text import transcript
 
-_CONTENT = re.compile(r".*<(?:search|answer)>(.*)</(?:search|answer)>", re.DOTALL)
 
-
-def _turn_weights(text: str, pieces: Sequence[bytes], frame: float, content: float) -> list[float]:
+def _turn_weights(
+    text: str, pieces: Sequence[bytes], tools: Sequence[str], frame: float, content: float
+) -> list[float]:
     """A weight for each of the tokens that make up a turn: `content` where one lies between the tags."""
-    match = _CONTENT.match(text)
+    names = "|".join((*tools, text_protocol.ANSWER))
+    match = re.match(f".*<(?:{names})>(.*)</(?:{names})>", text, re.DOTALL)
     begin, end = (len(text[:i].encode()) for i in match.span(1)) if match else (0, 0)
     ends = list(itertools.accumulate(map(len, pieces)))
     starts = [0, *ends[:-1]]
@@ -53,6 +54,7 @@ def to_trajectory(
     tokenizer: tokenizer_lib.Tokenizer,
     protocol: settings.Protocol,
     *,
+    tools: Sequence[str],
     max_information_tokens: int,
     context: int,
     content_weight: float,
@@ -63,6 +65,7 @@ def to_trajectory(
     trajectory comes back token by token, each that was sampled with weight 1.
 
     Args:
+      tools: names of those that may be called.
       content_weight: of the tokens that lie between a turn's tags, times the segment's own.
     Returns: the trajectory and float32[T], 0 on everything that is not the policy's.
     Raises:
@@ -80,8 +83,8 @@ def to_trajectory(
             inner = weight * segment.get("content_weight", 1.0) * content_weight
             tokens += ids
             sampled += [True] * len(ids)
-            weights += _turn_weights(segment["turn"], [pieces[i] for i in ids], weight, inner)
-            action = text_protocol.parse_action(segment["turn"])
+            weights += _turn_weights(segment["turn"], [pieces[i] for i in ids], tools, weight, inner)
+            action = text_protocol.parse_action(segment["turn"], tools)
             turns.append(types.Turn(text=segment["turn"], event=action.kind, content=action.content))
             continue
         if "passages" in segment:
@@ -112,6 +115,7 @@ def to_trajectory(
         turns=tuple(turns),
         stop_reason="answered" if answered else "no_action",
         answer=turns[-1].content if answered else None,
+        tools=tuple(tools),
     )
     return trajectory, np.array(weights, np.float32)
 

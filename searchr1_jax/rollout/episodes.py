@@ -25,7 +25,7 @@ from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import environment as environment_lib
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
-from searchr1_jax.text import protocol
+from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import tokenizer as tokenizer_lib
 from searchr1_jax.text import transcript
 
@@ -34,9 +34,9 @@ from searchr1_jax.text import transcript
 class Limits:
     """Of an episode. The engine holds the limits of a turn and of the context."""
 
-    max_turns: int  # turns whose search is answered; one more turn follows
-    max_information_tokens: int  # of the passages of one search
-    retrieval_threads: int
+    max_turns: int  # turns whose call of a tool is answered; one more turn follows
+    max_information_tokens: int  # of the body of one reply, e.g. of its passages
+    tool_threads: int  # that wait for tools
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def make_tasks(
     tasks: list[Task] = []
     asked = collections.Counter()
     for example in examples:
-        prompt = tuple(tokenizer.encode_prompt(protocol.render_prompt(templates, example.question)))
+        prompt = tuple(tokenizer.encode_prompt(text_protocol.render_prompt(templates, example.question)))
         if len(prompt) > room:
             raise ValueError(
                 f"the prompt of question {example.id!r} has {len(prompt)} tokens, but only {room} leave room for a turn"
@@ -90,10 +90,11 @@ class _Episode:
     decoding: bool = False
     turn_start: int = 0
     turns: list[types.Turn] = dataclasses.field(default_factory=list)
+    memories: dict[str, dict] = dataclasses.field(default_factory=dict)  # what each tool keeps of it
     eos_dropped: int = 0
     passages_cut: int = 0
 
-    def finish(self, reason: str) -> types.Trajectory:
+    def finish(self, reason: str, tools: Iterable[str]) -> types.Trajectory:
         answered = self.turns[-1].content if reason == "answered" else None
         return types.Trajectory(
             example=self.task.example,
@@ -105,6 +106,7 @@ class _Episode:
             turns=tuple(self.turns),
             stop_reason=reason,
             answer=answered,
+            tools=tuple(tools),
             eos_dropped=self.eos_dropped,
             passages_cut=self.passages_cut,
         )
@@ -118,42 +120,7 @@ class Counts:
     written: int = 0  # tokens that the policy wrote in them
 
 
-class Rollout:
-    """Runs episodes on an engine; one `run` at a time.
-
-    Attributes:
-      counts: of the last run.
-    """
-
-    def __init__(
-        self,
-        engine: engine_lib.Engine,
-        environment: environment_lib.Environment,
-        tokenizer: tokenizer_lib.Tokenizer,
-        limits: Limits,
-    ):
-        self._engine, self._environment = engine, environment
-        self._tokenizer, self._limits = tokenizer, limits
-        self.counts = Counts()
-
-    def run(
-        self, tasks: list[Task], decoding: sampling.Decoding, *, seed: int, step: int
-    ) -> Iterator[types.Trajectory]:
-        """Yields each trajectory as it finishes, `samples` a task; the order is not to be relied on.
-
-        Raises:
-          RetrievalError: when a search finally failed; the trajectories yielded so far are whole.
-        """
-        run = _Run(self._engine, self._environment, self._tokenizer, self._limits, decoding, (seed, step))
-        self.counts = run.counts
-        pool = futures.ThreadPoolExecutor(self._limits.retrieval_threads, "retrieval")
-        try:
-            yield from run.episodes(tasks, pool)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # a search that hangs holds nobody else up
-
-
-class _Run:
+class Run:
     """The state of one `Rollout.run`."""
 
     def __init__(self, engine, environment, tokenizer, limits, decoding, seed_and_step):
@@ -166,8 +133,8 @@ class _Run:
             self.free[engine.shard_of(slot)].append(slot)
         self.active: dict[int, _Episode] = {}  # by slot
         self.appends: list[collections.deque[engine_lib.Row]] = []  # chunks of one append, in their order
-        self.requests: list[tuple[_Episode, environment_lib.Outcome]] = []  # not handed to a thread yet
-        self.fetching: dict[futures.Future, list[tuple[_Episode, environment_lib.Outcome]]] = {}
+        self.calls: list[tuple[_Episode, environment_lib.Call]] = []  # not handed to a thread yet
+        self.fetching: dict[futures.Future, list[_Episode]] = {}  # who waits for its replies
         self.finished: list[types.Trajectory] = []
         self.counts = Counts()
 
@@ -184,12 +151,10 @@ class _Run:
             while len(in_flight) > (1 if decoding else 0):
                 output, snapshot = in_flight.popleft()
                 self.read(self.engine.read(output), snapshot)
-            if self.requests:
-                batch, self.requests = self.requests, []
-                future = pool.submit(self.environment.fetch, [outcome.request for _, outcome in batch])
-                self.fetching[future] = batch
+            for callers, calls in self.calls_by_tool():
+                self.fetching[pool.submit(self.environment.fetch, calls)] = callers
             idle = not self.finished and not self.appends and not in_flight
-            yield from self.finished  # before a failed search can end the run
+            yield from self.finished  # before a failed tool can end the run
             self.finished.clear()
             if self.fetching:
                 self.collect(wait=idle and not any(e.decoding for e in self.active.values()))
@@ -265,7 +230,7 @@ class _Run:
     def turn_ended(self, episode: _Episode, status: int) -> None:
         text = self.tokenizer.decode(episode.tokens[episode.turn_start :])
         if status == programs.CONTEXT_FULL:
-            episode.turns.append(types.Turn(text=text, event="truncated"))
+            episode.turns.append(types.Turn(text=text, event=text_protocol.TRUNCATED))
             self.finish(episode, "length")
             return
         episode.eos_dropped += status == programs.EOS
@@ -276,13 +241,30 @@ class _Run:
         elif outcome.reply:
             self.reply(episode, outcome.reply)
         else:
-            self.requests.append((episode, outcome))
+            seed, step = self.seed_and_step
+            call = environment_lib.Call(
+                tool=outcome.event,
+                content=outcome.content,
+                example=episode.task.example,
+                sample=episode.sample,
+                turn=len(episode.turns) - 1,
+                seed=seed,
+                step=step,
+                memory=episode.memories.setdefault(outcome.event, {}),
+            )
+            self.calls.append((episode, call))
+
+    def calls_by_tool(self) -> Iterator[tuple[list[_Episode], list[environment_lib.Call]]]:
+        """Takes the calls that nobody has taken yet, and who made them; those of a tool together."""
+        calls, self.calls = self.calls, []
+        for tool in dict.fromkeys(call.tool for _, call in calls):
+            yield [e for e, call in calls if call.tool == tool], [call for _, call in calls if call.tool == tool]
 
     def collect(self, *, wait: bool) -> None:
         """Takes in the replies that have come, or waits for the next one."""
         done, _ = futures.wait(self.fetching, timeout=None if wait else 0, return_when=futures.FIRST_COMPLETED)
         for future in done:
-            for (episode, _), reply in zip(self.fetching.pop(future), future.result(), strict=True):
+            for episode, reply in zip(self.fetching.pop(future), future.result(), strict=True):
                 self.reply(episode, reply)
 
     def reply(self, episode: _Episode, reply: transcript.Reply) -> None:
@@ -306,4 +288,42 @@ class _Run:
     def finish(self, episode: _Episode, reason: str) -> None:
         del self.active[episode.slot]
         self.free[self.engine.shard_of(episode.slot)].append(episode.slot)
-        self.finished.append(episode.finish(reason))
+        self.finished.append(episode.finish(reason, self.environment.tools))
+
+
+class Rollout:
+    """Runs episodes on an engine; one `run` at a time.
+
+    Attributes:
+      schedule: the order of things.
+      counts: of the last run.
+    """
+
+    schedule = Run
+
+    def __init__(
+        self,
+        engine: engine_lib.Engine,
+        environment: environment_lib.Environment,
+        tokenizer: tokenizer_lib.Tokenizer,
+        limits: Limits,
+    ):
+        self._engine, self._environment = engine, environment
+        self._tokenizer, self._limits = tokenizer, limits
+        self.counts = Counts()
+
+    def run(
+        self, tasks: list[Task], decoding: sampling.Decoding, *, seed: int, step: int
+    ) -> Iterator[types.Trajectory]:
+        """Yields each trajectory as it finishes, `samples` a task; the order is not to be relied on.
+
+        Raises:
+          ToolError: when a tool failed for good; the trajectories yielded so far are whole.
+        """
+        run = self.schedule(self._engine, self._environment, self._tokenizer, self._limits, decoding, (seed, step))
+        self.counts = run.counts
+        pool = futures.ThreadPoolExecutor(self._limits.tool_threads, "tool")
+        try:
+            yield from run.episodes(tasks, pool)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a tool that hangs holds nobody else up

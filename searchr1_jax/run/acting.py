@@ -3,7 +3,7 @@
     tasks ─▶ this process's share ─▶ rollout.episodes ─▶ reward, in threads ─▶ gather ─▶ everything, on every process
 
 A reward is computed where its episode ran and travels with it, so that one that asks a judge asks once, and one that
-would not come out the same twice is the same for all. A search that fails for good stops its own process's share; the
+would not come out the same twice is the same for all. A tool that fails for good stops its own process's share; the
 others finish, and the exchange tells all of them.
 """
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from searchr1_jax.core import parallel
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
 from searchr1_jax.run import metrics
@@ -26,7 +26,7 @@ class RewardError(RuntimeError):
     """A reward function that raised; says for which episode, and why."""
 
 
-FAILURES = (retrieval.RetrievalError, RewardError)  # that end a rollout, after what was finished is known to all
+FAILURES = (environment.ToolError, RewardError)  # that end a rollout, after what was finished is known to all
 
 
 class Rewarded(NamedTuple):

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from searchr1_jax.core import parallel
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.run import acting
 from searchr1_jax.run import checks
 from searchr1_jax.run import run_directory
 from searchr1_jax.run import workdir_config
@@ -30,7 +31,7 @@ from searchr1_jax.run import workdir_config
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the repository: configs/ stands there
 
 # What a wrong input, a missing file or package, or a server out of reach raises. Anything else is a fault of ours.
-_WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError)
+_WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError, *acting.FAILURES)
 
 
 def define_settings() -> None:

@@ -19,6 +19,7 @@ from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
 from searchr1_jax.run import acting
 from searchr1_jax.run import metrics
+from searchr1_jax.text import protocol
 from searchr1_jax.text import rewards
 
 
@@ -32,6 +33,7 @@ class Results:
     em: float  # exact match
     f1: float
     searches: float  # answered searches a question
+    calls: dict[str, float]  # answered calls a question, by tool
     response_tokens: float  # tokens after the prompt, retrieved ones included
     em_by_hops: dict[str, float]  # by the searches that an ideal episode needs; "0" where unknown
     em_by_source: dict[str, float]  # by question file: what stands before the last "/" of the ids
@@ -42,12 +44,13 @@ class Results:
 
     def scalars(self) -> dict[str, float]:
         """What metrics.jsonl takes."""
+        several = self.calls if len(self.calls) > 1 else {}
         return {
             "em": self.em,
             "f1": self.f1,
             "searches": self.searches,
             "response_tokens": self.response_tokens,
-        }
+        } | {f"calls/{tool}": calls for tool, calls in several.items()}
 
 
 def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding: str) -> Results:
@@ -69,6 +72,7 @@ def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding:
         em=sum(em) / n,
         f1=sum(rewards.token_f1(t.answer, t.example.golden_answers) for t in trajectories) / n,
         searches=sum(t.searches for t in trajectories) / n,
+        calls={tool: sum(t.calls(tool) for t in trajectories) / n for tool in trajectories[0].tools},
         response_tokens=sum(len(t.tokens) - t.prompt_tokens for t in trajectories) / n,
         em_by_hops=_means(by_hops),
         em_by_source=_means(by_source),
@@ -95,9 +99,9 @@ def evaluate(
     Args:
       name: of the decoding, for the results.
       seed: of sampling.
-      directory: where the episodes that were finished are kept if a search fails for good.
+      directory: where the episodes that were finished are kept if a tool fails for good.
     Raises:
-      RetrievalError: after they were written.
+      ToolError: after they were written.
     """
     what = f"{split}, {name}"
     answered = acting.answer(rollout, tasks, decoding, seed=seed, step=0, what=what)
@@ -133,7 +137,7 @@ def exact_match(trajectory: types.Trajectory) -> float:
 def describe(trajectories: Sequence[types.Trajectory], worths: Sequence[acting.Rewarded]) -> dict[str, float]:
     """What the trajectories of a step look like; means over them unless named otherwise."""
     mean = lambda values: float(np.mean(list(values)))
-    turns = [turn for t in trajectories for turn in t.turns]
+    turns, called = [turn for t in trajectories for turn in t.turns], trajectories[0].tools
     return {
         "reward": mean(worth.reward for worth in worths),
         **{f"reward/{name}": mean(worth.parts[name] for worth in worths) for name in worths[0].parts},
@@ -144,16 +148,16 @@ def describe(trajectories: Sequence[types.Trajectory], worths: Sequence[acting.R
         "response_tokens": mean(len(t.tokens) - t.prompt_tokens for t in trajectories),
         "answered": mean(t.stop_reason == "answered" for t in trajectories),
         "truncated": mean(t.stop_reason == "length" for t in trajectories),
-        "valid_actions": mean(turn.event in ("search", "answer") for turn in turns),
+        "valid_actions": mean(turn.event not in (protocol.INVALID, protocol.TRUNCATED) for turn in turns),
         "eos_dropped": float(sum(t.eos_dropped for t in trajectories)),
         "passages_cut": float(sum(t.passages_cut for t in trajectories)),
-    }
+    } | {f"calls/{tool}": mean(t.calls(tool) for t in trajectories) for tool in called if len(called) > 1}
 
 
 def keep_interrupted(
     path: pathlib.Path, trajectories: Sequence[types.Trajectory], worths: Sequence[float | None]
 ) -> None:
-    """Writes what was finished when a search failed for good, and says where it is."""
+    """Writes what was finished when a tool failed for good, and says where it is."""
     write_trajectories(path, trajectories, worths)
     metrics.say(f"{len(trajectories)} episodes that were finished are in {path}")
 

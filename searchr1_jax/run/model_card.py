@@ -7,6 +7,7 @@ import pathlib
 
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.run import progress
+from searchr1_jax.text import protocol
 
 _CARD = """\
 ---
@@ -19,8 +20,8 @@ tags: [search-r1, reinforcement-learning]
 # {name}
 
 A language model that searches: `{base}`, trained by {algorithm} for {step} steps by searchr1_jax after Search-R1 (Jin
-et al., 2025). It ends a turn with {stops}, the stop strings of its generation config, and expects passages between
-`<information>` and `</information>` after a search.
+et al., 2025). It ends a turn with {stops}, the stop strings of its generation config, and expects what a call
+found between `<information>` and `</information>`.
 
 ## Evaluation
 
@@ -41,15 +42,12 @@ et al., 2025). It ends a turn with {stops}, the stop strings of its generation c
 _HEAD = "| evaluation | split | decoding | questions | exact match | searches |\n|" + " --- |" * 6
 
 
-def text(
-    workdir: pathlib.Path, settings: settings_lib.Settings, about: progress.About, *, name: str, stops: tuple[str, ...]
-) -> str:
+def text(workdir: pathlib.Path, settings: settings_lib.Settings, about: progress.About, *, name: str) -> str:
     """The card.
 
     Args:
       settings: of the run.
       about: of the checkpoint.
-      stops: stop strings of the model.
     """
     rows = []
     for path in sorted((workdir / "eval").glob("*.json")):
@@ -62,7 +60,7 @@ def text(
         base=about.base,
         step=about.step,
         algorithm=algorithm(settings.algorithm),
-        stops=" or ".join(f"`{tag}`" for tag in stops),
+        stops=" or ".join(f"`{tag}`" for tag in protocol.stop_tags(about.tools)),
         scores="\n".join([_HEAD, *rows]) if rows else "No evaluation of this run was found.",
         prompt=settings.protocol.prompt.rstrip("\n"),
         config=json.dumps(settings.as_json(), indent=2),

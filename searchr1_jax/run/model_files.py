@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import functools
 import pathlib
@@ -99,6 +99,7 @@ def save(
     tokens: tokenizer.Tokenizer,
     params: decoder.Params,
     *,
+    tools: Sequence[str],
     value: decoder.Params | None = None,
     dtype: jnp.dtype | None = None,
     max_shard_gb: float = 5.0,
@@ -107,6 +108,7 @@ def save(
     """Writes a policy as a Hugging Face directory, which appears when it is whole and replaces what was there.
 
     Args:
+      tools: names of those that it may call; its turns end at their closing tags and at that of an answer.
       value: a value model, written beside it into `value/`.
       dtype: of the files; None keeps the weights' own.
       card: text of its README.md.
@@ -116,7 +118,7 @@ def save(
         dtype=dtype,
         max_shard_bytes=int(max_shard_gb * 1e9),
         eos_ids=tokens.eos_ids,
-        stop_strings=protocol.STOP_TAGS,
+        stop_strings=protocol.stop_tags(tools),
     )
     with _whole(output) as temporary:
         if parallel.is_first():

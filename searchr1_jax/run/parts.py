@@ -19,8 +19,9 @@ from searchr1_jax.rollout import environment as environment_lib
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
-from searchr1_jax.run import retrievers
 from searchr1_jax.run import run_directory
+from searchr1_jax.run import tools
+from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer
 
@@ -63,14 +64,8 @@ def decoding(settings: settings_lib.Settings, name: str) -> sampling.Decoding:
 
 
 def environment(settings: settings_lib.Settings, workdir: pathlib.Path) -> environment_lib.Environment:
-    """What answers the policy's turns."""
-    c = settings.retriever
-    return environment_lib.SearchEnvironment(
-        protocol=settings.protocol,
-        retriever=retrievers.make(settings, workdir),
-        passages_per_search=settings.rollout.passages,
-        timeout_s=None if c.url else c.timeout_s,  # a server's client has its own, and more than one attempt
-    )
+    """What the policy acts in: the templates and the tools."""
+    return environment_lib.Environment(settings.protocol, tools.make(settings, workdir))
 
 
 class Actor(NamedTuple):
@@ -106,7 +101,7 @@ def actor(
     made = engine.Engine(
         model,
         programs.Shapes.of(c),
-        stop_table.build(pieces),
+        stop_table.build(pieces, protocol.stop_tags(tuple(environment.tools))),
         hosts=parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=settings.mesh.actor_tensor),
         eos_ids=tokens.eos_ids,
         max_turn_tokens=c.max_turn_tokens,
@@ -115,6 +110,6 @@ def actor(
     limits = episodes.Limits(
         max_turns=c.max_turns,
         max_information_tokens=c.max_information_tokens,
-        retrieval_threads=settings.retriever.threads,
+        tool_threads=settings.retriever.threads,
     )
     return Actor(made, episodes.Rollout(made, environment, tokens, limits))

@@ -22,6 +22,7 @@ class About:
 
     model: dict[str, Any]  # config.json of the policy
     base: str  # the model that training started from
+    tools: list[str] = dataclasses.field(default_factory=lambda: ["search"])  # names of those it may call
     has_value_model: bool
     stream: dict[str, Any]  # position of the question stream
     step: int  # rollouts learned from

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-import dataclasses
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -117,14 +116,19 @@ def world_differences(settings: settings_lib.Settings, workdir: pathlib.Path) ->
     path = workdir / "world.json"
     if not path.exists():
         return None
-    there, now = settings_lib.flatten(json.loads(path.read_text())), settings_lib.flatten(invented_world(settings))
+    plain, there, now = (  # what files of an earlier version don't say was as it is by default
+        settings_lib.flatten(world)
+        for world in (invented_world(settings_lib.Settings()), json.loads(path.read_text()), invented_world(settings))
+    )
+    there = plain | there
     keys = sorted(key for key in there.keys() | now.keys() if there.get(key) != now.get(key))
     return [f"{key}: {there.get(key)!r} there, {now.get(key)!r} now" for key in keys]
 
 
 def invented_world(settings: settings_lib.Settings) -> dict[str, Any]:
     """All that the files of the invented world depend on, as JSON."""
-    return dataclasses.asdict(settings.world) | {"protocol": dataclasses.asdict(settings.protocol)}
+    whole = settings.as_json()
+    return whole["world"] | {key: whole[key] for key in ("protocol", "tools")}
 
 
 def claim(settings: settings_lib.Settings, workdir: pathlib.Path) -> None:

@@ -1,9 +1,10 @@
 """The language that the policy and its environment speak: tags, prompt, parsing, rendering.
 
-    question ─ render_prompt ─▶ user message          turn's text ─ parse_action ─▶ Action
+    question ─ render_prompt ─▶ user message          turn's text, tools ─ parse_action ─▶ Action
     passages ─ render_docs ─▶ docs, which information_parts() wraps into the block to append
 
-The templates are those of `settings.Protocol`: a `{name}` is a placeholder, any other brace stands for itself.
+A tool is called by its tags, `<name> … </name>`, so all tags follow from the names of the tools in use. The templates
+are those of `settings.Protocol`: a `{name}` is a placeholder, any other brace stands for itself.
 """
 
 from __future__ import annotations
@@ -18,39 +19,57 @@ from searchr1_jax.core import types
 SEARCH = "search"
 ANSWER = "answer"
 INVALID = "invalid"
+TRUNCATED = "truncated"  # by the end of the context
+_OWN = ("think", "information", ANSWER, INVALID, TRUNCATED)  # no names of tools
 
-STOP_TAGS = ("</search>", "</answer>")  # a turn ends at the token that completes one of them
-TAGS = (
-    "<think>", "</think>", "<search>", "</search>",
-    "<information>", "</information>", "<answer>", "</answer>",
-)  # fmt: skip
-
-_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_NAME = re.compile(r"[a-z][a-z0-9_-]*")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def check_tools(names: Sequence[str]) -> None:
+    """Raises ValueError for a name that cannot be a tool's tag, or that two tools have."""
+    for name in names:
+        if not _NAME.fullmatch(name) or name in _OWN:
+            raise ValueError(
+                f"a tool is named {name!r}; use lower-case letters, digits, - and _, and none of {', '.join(_OWN)}"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"two tools are named {name!r}, and their calls would look alike; name each once in tools")
+
+
+def stop_tags(tools: Sequence[str]) -> tuple[str, ...]:
+    """A turn ends at the token that completes one of them."""
+    return tuple(f"</{name}>" for name in (*tools, ANSWER))
+
+
+def tags(tools: Sequence[str]) -> tuple[str, ...]:
+    """All tags of an episode in which these tools may be called."""
+    return tuple(tag for name in ("think", *tools, "information", ANSWER) for tag in (f"<{name}>", f"</{name}>"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Action:
     """What a turn of the policy asks of the environment."""
 
-    kind: str  # SEARCH, ANSWER or INVALID
-    content: str = ""  # the query or the answer, stripped; "" where invalid
+    kind: str  # the name of a tool, ANSWER or INVALID
+    content: str = ""  # of the call or the answer, stripped; "" where invalid
 
 
-def parse_action(turn_text: str) -> Action:
-    """The first complete search or answer of a turn; a turn without one, or with an empty query, is invalid.
+def parse_action(turn_text: str, tools: Sequence[str]) -> Action:
+    """The first complete call or answer of a turn; a turn without one, or with an empty call, is invalid.
 
         <search> a </search>              search "a"         <answer></answer>   answer ""
         <search>a <answer>b</answer>      answer "b"         a</search>          invalid
 
     Args:
       turn_text: what the policy wrote in this turn, and nothing before it.
+      tools: names of those that may be called.
     """
-    match = _ACTION.search(turn_text)
+    match = re.search(rf"<({'|'.join((*tools, ANSWER))})>(.*?)</\1>", turn_text, re.DOTALL)
     if match is None:
         return Action(kind=INVALID)
     kind, content = match[1], match[2].strip()
-    if kind == SEARCH and not content:
+    if kind != ANSWER and not content:
         return Action(kind=INVALID)
     return Action(kind=kind, content=content)
 
@@ -70,7 +89,7 @@ def render_docs(templates: settings.Protocol, passages: Sequence[types.Passage])
 
 
 def information_parts(templates: settings.Protocol) -> tuple[str, str]:
-    """What stands before and after the passages; the two stay whole when passages are cut to fit."""
+    """What stands before and after a tool's reply; the two stay whole when that is cut to fit."""
     prefix, _, suffix = templates.information.partition("{docs}")
     return prefix, suffix
 

@@ -13,12 +13,12 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import importlib
 import math
 import operator
 import re
 import string
 
+from searchr1_jax.core import names
 from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.text import protocol
@@ -26,7 +26,6 @@ from searchr1_jax.text import protocol
 Reward = Callable[[types.Trajectory], float]
 Measure = Callable[[str | None, Sequence[str]], float]
 
-_TAG = re.compile("(" + "|".join(map(re.escape, protocol.TAGS)) + ")")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -91,22 +90,23 @@ def of_answer(measure: Measure) -> Reward:
 
 
 def well_formed(trajectory: types.Trajectory) -> bool:
-    """Whether the episode is think (search information think)* answer, with white space alone between its blocks.
+    """Whether the episode is think (call information think)* answer, with white space alone between its blocks.
 
-        <think> … </think> <search> … </search>      every turn but the last
+        <think> … </think> <search> … </search>      every turn but the last, or the tags of another tool
         <think> … </think> <answer> … </answer>      the last one
 
-    Judged on what the policy wrote, turn by turn. What the environment appended after a search is the information,
-    whatever its template and passages look like; an invalid turn, and so every correction, is malformed. A tag
-    inside a block is malformed, and so is text that the token completing the last tag carries beyond it.
+    Judged on what the policy wrote, turn by turn. What the environment appended after a call is the information,
+    whatever its template and passages look like; an invalid turn, and so every correction, is malformed. A tag of the
+    protocol or of a tool inside a block is malformed, and so is text that the token completing the last tag carries
+    beyond it.
     """
-    events = [turn.event for turn in trajectory.turns]
-    in_order = events == [protocol.SEARCH] * (len(events) - 1) + [protocol.ANSWER]
-    return in_order and all(map(_thinks_then_acts, trajectory.turns))
+    *calls, last = [turn.event for turn in trajectory.turns] or [protocol.INVALID]
+    in_order = last == protocol.ANSWER and set(calls) <= set(trajectory.tools)
+    return in_order and all(_thinks_then_acts(turn, protocol.tags(trajectory.tools)) for turn in trajectory.turns)
 
 
-def _thinks_then_acts(turn: types.Turn) -> bool:
-    texts_and_tags = _TAG.split(turn.text)
+def _thinks_then_acts(turn: types.Turn, known_tags: Sequence[str]) -> bool:
+    texts_and_tags = re.split(f"({'|'.join(known_tags)})", turn.text)
     texts, tags = texts_and_tags[::2], texts_and_tags[1::2]
     expected = ["<think>", "</think>", f"<{turn.event}>", f"</{turn.event}>"]
     return tags == expected and not "".join(texts[::2]).strip()  # texts[1] and texts[3] are in the blocks
@@ -224,16 +224,7 @@ def _name_and_weight(term: str) -> tuple[str, float]:
 
 
 def _find(name: str, known: Mapping[str, Reward]) -> Reward:
-    if name in known:
-        return known[name]
-    choices = f"one of {', '.join(known)}, or package.module:function"
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise ValueError(f"unknown reward {name!r}; it is {choices}")
-    try:
-        reward = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name!r} could not be imported ({error}); it is {choices}") from error
+    reward = names.resolve(name, known, "reward")
     if not callable(reward):
-        raise ValueError(f"reward {name!r} is {reward!r}, not a function; it is {choices}")
+        raise ValueError(f"reward names {name!r}, which is {reward!r}; make it a function of a trajectory")
     return reward

@@ -23,8 +23,6 @@ import dataclasses
 
 import numpy as np
 
-from searchr1_jax.text import protocol
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StopTable:
@@ -35,7 +33,7 @@ class StopTable:
     stop: int  # a tag is complete; absorbing
 
 
-def build(token_bytes: Sequence[bytes], tags: Sequence[str] = protocol.STOP_TAGS) -> StopTable:
+def build(token_bytes: Sequence[bytes], tags: Sequence[str]) -> StopTable:
     """The table whose state becomes `stop` at exactly the token that completes the first of `tags`.
 
     Args:

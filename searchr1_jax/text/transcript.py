@@ -27,11 +27,13 @@ class Reply:
     passages: tuple[types.Passage, ...] = ()
 
 
-def information(templates: settings.Protocol, passages: Sequence[types.Passage]) -> Reply:
-    """The reply to a search."""
+def information(templates: settings.Protocol, found: str | Sequence[types.Passage]) -> Reply:
+    """The reply to a call of a tool that found a text or passages."""
     prefix, suffix = text_protocol.information_parts(templates)
-    body = text_protocol.render_docs(templates, passages)
-    return Reply(prefix=prefix, body=body, suffix=suffix, passages=tuple(passages))
+    if isinstance(found, str):
+        return Reply(prefix=prefix, body=found, suffix=suffix)
+    body = text_protocol.render_docs(templates, found)
+    return Reply(prefix=prefix, body=body, suffix=suffix, passages=tuple(found))
 
 
 def correction(templates: settings.Protocol) -> Reply:

@@ -164,6 +164,7 @@ def to_trajectory(tokenizer, *segments, content_weight=5.0, context=200, max_inf
         row,
         tokenizer,
         BARE,
+        tools=("search", "note"),
         max_information_tokens=max_information_tokens,
         context=context,
         content_weight=content_weight,
@@ -211,6 +212,12 @@ def test_a_token_that_reaches_into_a_tag_is_the_tags(split_tokenizer):
 def test_a_letter_of_two_bytes_moves_no_weight(byte_tokenizer):
     _, weights = to_trajectory(byte_tokenizer, {"turn": "é<answer>éa</answer>", "weight": 1.0})
     assert weights.tolist() == [0] * 6 + [1] * (2 + 8) + [5] * 3 + [1] * 9
+
+
+def test_a_call_of_any_tool_has_the_weights_of_a_call(byte_tokenizer):
+    trajectory, weights = to_trajectory(byte_tokenizer, {"turn": "<note>ab</note>", "weight": 1.0})
+    assert weights.tolist() == [0] * 6 + [1] * 6 + [5] * 2 + [1] * 7
+    assert (trajectory.turns[0].event, trajectory.tools) == ("note", ("search", "note"))
 
 
 def test_a_drills_passages_follow_the_prompt(tagged_tokenizer):
@@ -277,7 +284,7 @@ def test_a_file_of_demonstrations_comes_back(tmp_path, round_of_drills):
 )
 def test_a_pair_is_a_prompt_and_what_answers_it(tmp_path, byte_tokenizer, pair, text):
     play = functools.partial(
-        demonstrations.to_trajectory, tokenizer=byte_tokenizer, protocol=BARE, max_information_tokens=9,
+        demonstrations.to_trajectory, tokenizer=byte_tokenizer, protocol=BARE, tools=(), max_information_tokens=9,
         context=99, content_weight=1.0,
     )  # fmt: skip
     path = write(tmp_path / "pairs.jsonl", pair, {**pair, "id": "own"})
@@ -298,7 +305,7 @@ def test_a_trajectory_comes_back_token_by_token_as_it_was_written(tmp_path, byte
     )  # fmt: skip
     evaluation.write_trajectories(tmp_path / "played.jsonl", [played], [0.5])
     play = functools.partial(
-        demonstrations.to_trajectory, tokenizer=byte_tokenizer, protocol=BARE, max_information_tokens=9,
+        demonstrations.to_trajectory, tokenizer=byte_tokenizer, protocol=BARE, tools=(), max_information_tokens=9,
         content_weight=5.0,
     )  # fmt: skip
     [(trajectory, weights)], _ = read(tmp_path / "played.jsonl", functools.partial(play, context=6))

@@ -66,7 +66,7 @@ def our_logits(directory, tokens_BT):
 
 
 def saved(directory, config, params, **options):
-    stops = tuple(protocol.STOP_TAGS)
+    stops = protocol.stop_tags(("search",))
     hf.save(directory, config, params, eos_ids=frozenset({0}), stop_strings=stops, **options)
     return directory
 
@@ -97,7 +97,7 @@ def test_transformers_loads_what_save_writes_tokenizer_included(laptop, make_hf_
     import torch
     import transformers
 
-    arguments = dict(vocab_size=270, added_tokens=protocol.TAGS, directory=tmp_path / "tokenizer")
+    arguments = dict(vocab_size=270, added_tokens=protocol.tags(("search",)), directory=tmp_path / "tokenizer")
     vocabulary = tokenizer.train(["Where was Ada born?"] * 3, **arguments)
     config = slow_decoder.tiny_config(vocab_size=320, tied_embeddings=tied, head_dim=8, rope_theta=5000.0)
     directory = tmp_path / "model"

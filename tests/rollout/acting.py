@@ -19,6 +19,7 @@ from searchr1_jax.core import parallel
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
+from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 
 EOS, A, B, C, D, SLASH, SEA, RCH, CLOSE_AND_MORE, ANSWER, SEARCH_CLOSE, INSIDE, ANS, WER, CLOSE = range(15)
@@ -27,6 +28,7 @@ WRITTEN = [
     b"x</search>y", b"</ans", b"wer", b">",
 ]  # fmt: skip
 CONFIG = slow_decoder.tiny_config(tied_embeddings=False)  # as wide as its vocabulary: see `table_policy`
+STOP_TAGS = protocol.stop_tags(("search",))
 PIECES = WRITTEN + [b"z%d" % i for i in range(len(WRITTEN), CONFIG.vocab_size)]
 SHAPES = programs.Shapes(slots=8, context=64, decode_tokens=4, extend_rows=4, extend_chunks=(4, 12), group=3)
 MAX_TURN_TOKENS = 10
@@ -37,7 +39,7 @@ def make_engine(shapes: programs.Shapes = SHAPES) -> engine_lib.Engine:
     """On the devices of the mesh in use, with as many shards of heads."""
     hosts = parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=parallel.axis_size("heads"))
     return engine_lib.Engine(
-        CONFIG, shapes, stop_table.build(PIECES), hosts=hosts, eos_ids=frozenset({EOS}),
+        CONFIG, shapes, stop_table.build(PIECES, STOP_TAGS), hosts=hosts, eos_ids=frozenset({EOS}),
         max_turn_tokens=MAX_TURN_TOKENS, dtype=jnp.float32,
     )  # fmt: skip
 

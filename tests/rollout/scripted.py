@@ -9,7 +9,7 @@ ends, that no running slot is written to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import random
@@ -26,6 +26,7 @@ from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
+from searchr1_jax.rollout.tools import search
 from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer as tokenizer_lib
 
@@ -198,17 +199,21 @@ def rollout(
     timeout_s: float | None = None,
     shards: int = 1,
     times: int = 1,
+    tools: Sequence[environment.Tool] = (),
     **shapes,
 ) -> tuple[Iterator[types.Trajectory], Engine]:
     """A run of all scripts, not started yet, and its engine.
 
     Args:
       times: that each question is asked, for an equal part of its samples.
+      tools: beside the search.
       **shapes: those that differ from SHAPES.
     """
+    searching = search.Search(retriever=retriever, passages=passages, timeout_s=timeout_s)
+    around = environment.Environment(protocol, [searching, *tools])
     engine = Engine(
         dataclasses.replace(SHAPES, **shapes),
-        stop_table.build(tokenizer.token_bytes()),
+        stop_table.build(tokenizer.token_bytes(), protocol.stop_tags(tuple(around.tools))),
         eos_ids=tokenizer.eos_ids,
         max_turn_tokens=max_turn_tokens,
         scripts=scripts,
@@ -218,14 +223,9 @@ def rollout(
     for example, samples in scripts.items():
         asked, room = [example] * times, engine.shapes.context - 1
         tasks += episodes.make_tasks(asked, tokenizer, protocol, samples=len(samples) // times, room=room)
-    search = environment.SearchEnvironment(
-        protocol=protocol, retriever=retriever, passages_per_search=passages, timeout_s=timeout_s
-    )
-    limits = episodes.Limits(
-        max_turns=max_turns, max_information_tokens=max_information_tokens, retrieval_threads=threads
-    )
+    limits = episodes.Limits(max_turns=max_turns, max_information_tokens=max_information_tokens, tool_threads=threads)
     seed, step = SEED_AND_STEP
-    loop = episodes.Rollout(engine, search, tokenizer, limits)
+    loop = episodes.Rollout(engine, around, tokenizer, limits)
     return loop.run(tasks, sampling.Decoding(), seed=seed, step=step), engine
 
 

@@ -154,7 +154,7 @@ EPISODES = {
     "the last turn's search is not retrieved": Episode(
         turns=(LOOK, "<search>Jane Austen</search>"),
         stretches=[world(PROMPT), policy(LOOK), world(EMMA), policy("<search>Jane Austen</search>")],
-        stop="search_limit",
+        stop="turn_limit",
         queries=("Emma",),
         events=("search", "search"),
         limits={"max_turns": 1},
@@ -179,7 +179,7 @@ EPISODES = {
     "without turns a search finds nothing": Episode(
         turns=(LOOK,),
         stretches=[world(PROMPT), policy(LOOK)],
-        stop="search_limit",
+        stop="turn_limit",
         events=("search",),
         limits={"max_turns": 0},
     ),
@@ -190,7 +190,7 @@ EPISODES = {
             *[policy("<search>Emma</search>"), world(EMMA)] * 4,
             policy("<search>Emma</search>"),
         ],
-        stop="search_limit",
+        stop="turn_limit",
         queries=("Emma",) * 4,
         events=("search",) * 5,
     ),
@@ -293,7 +293,9 @@ def test_a_demonstration_is_the_episode_that_the_loop_makes_of_its_texts(tags, m
         "segments": segments,
     }
     limits = dict(max_information_tokens=max_information_tokens)
-    shown, _ = demonstrations.to_trajectory(row, tokenizer, PROTOCOL, context=2048, content_weight=5.0, **limits)
+    shown, _ = demonstrations.to_trajectory(
+        row, tokenizer, PROTOCOL, tools=("search",), context=2048, content_weight=5.0, **limits
+    )
     played, _ = play(tokenizer, LOOK, "Hm </search>", ANSWER, **limits)
     assert played.passages_cut == (max_information_tokens == 40)
     assert shown.tokens.tolist() == played.tokens.tolist()

@@ -22,13 +22,14 @@ from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.data import packing
 from searchr1_jax.models import decoder
-from searchr1_jax.retrieval import base
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import kv_cache
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
+from searchr1_jax.rollout.tools import search
+from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 
 CONFIG = slow_decoder.tiny_config(vocab_size=300, max_positions=256, tied_embeddings=False)
@@ -63,7 +64,7 @@ def params(tagged_tokenizer):
 def play(tagged_tokenizer, params):
     """play(…) is a run of all questions: its trajectories by key, and the queries in their order."""
     pieces = tagged_tokenizer.token_bytes()
-    stops = stop_table.build(pieces + [b""] * (CONFIG.vocab_size - len(pieces)))
+    stops = stop_table.build(pieces + [b""] * (CONFIG.vocab_size - len(pieces)), protocol.stop_tags(("search",)))
 
     @functools.cache
     def engine(decode_tokens):
@@ -82,13 +83,13 @@ def play(tagged_tokenizer, params):
     def play(*, decode_tokens=8, order=None, longest_delay_s=0.0, seed=SEED, step=STEP, finding=find):
         """`order`: the seed by which questions are shuffled and the library is slow."""
         library = scripted.Library(finding, longest_delay_s=longest_delay_s, seed=order or 0)
-        search = environment.SearchEnvironment(protocol=PROTOCOL, retriever=library, passages_per_search=2)
-        limits = episodes.Limits(max_turns=3, max_information_tokens=50, retrieval_threads=3)
+        around = environment.Environment(PROTOCOL, [search.Search(retriever=library, passages=2)])
+        limits = episodes.Limits(max_turns=3, max_information_tokens=50, tool_threads=3)
         asked = QUESTIONS if order is None else random.Random(order).sample(QUESTIONS, len(QUESTIONS))
         room = CONTEXT - MAX_TURN_TOKENS
         tasks = episodes.make_tasks(asked, tagged_tokenizer, PROTOCOL, samples=SAMPLES, room=room)
         with jax.set_mesh(meshes.make()):
-            loop = episodes.Rollout(engine(decode_tokens), search, tagged_tokenizer, limits)
+            loop = episodes.Rollout(engine(decode_tokens), around, tagged_tokenizer, limits)
             trajectories = {t.key: t for t in loop.run(tasks, DECODING, seed=seed, step=step)}
         assert len(trajectories) == len(QUESTIONS) * SAMPLES
         return trajectories, library.queries
@@ -105,7 +106,7 @@ def calm(play):
 def test_the_policy_meets_every_event_and_every_end(calm):
     """In contexts of one to four blocks of attention; and there are far more episodes than slots."""
     trajectories, queries = calm[0].values(), calm[1]
-    assert {t.stop_reason for t in trajectories} == {"answered", "search_limit", "no_action", "length"}
+    assert {t.stop_reason for t in trajectories} == {"answered", "turn_limit", "no_action", "length"}
     events = {turn.event for t in trajectories for turn in t.turns}
     assert events == {"search", "answer", "invalid", "truncated"}
     assert len(queries) > 20 and any(t.eos_dropped for t in trajectories)
@@ -140,7 +141,7 @@ def test_a_run_that_lost_its_retriever_leaves_nothing_behind(play, calm):
             raise OSError("gone")
         return find(query)
 
-    with pytest.raises(base.RetrievalError, match="gone"):
+    with pytest.raises(environment.ToolError, match="gone"):
         play(seed=SEED + 2, finding=mortal)
     assert scripted.as_tuples(play()[0]) == scripted.as_tuples(calm[0])
 

@@ -11,11 +11,11 @@ import scripted
 
 from searchr1_jax.core import settings
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import remote
 from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
+from searchr1_jax.rollout.tools import search
 
 PROTOCOL = settings.Protocol(prompt="{question}\n", correction="Again!", information="<i>{docs}</i>", passage="{text} ")
 LIMITS = dict(protocol=PROTOCOL, context=160, max_turns=3, max_turn_tokens=24, max_information_tokens=60)
@@ -61,7 +61,7 @@ def alone(tagged_tokenizer, scripts):
 
 def test_the_scripts_meet_every_event_and_every_end(alone):
     trajectories = alone[0].values()
-    assert {t.stop_reason for t in trajectories} == {"answered", "search_limit", "no_action", "length"}
+    assert {t.stop_reason for t in trajectories} == {"answered", "turn_limit", "no_action", "length"}
     assert {turn.event for t in trajectories for turn in t.turns} == {
         "search",
         "answer",
@@ -114,9 +114,9 @@ def test_every_sample_of_every_question_is_there_once(tagged_tokenizer, scripts,
 
 def test_an_engine_serves_one_run_after_another(tagged_tokenizer, scripts, alone):
     engine = scripted.rollout(tagged_tokenizer, scripts, None, **LIMITS, slots=4)[1]
-    search = environment.SearchEnvironment(protocol=PROTOCOL, retriever=scripted.Library(find), passages_per_search=2)
-    limits = episodes.Limits(max_turns=3, max_information_tokens=60, retrieval_threads=2)
-    loop = episodes.Rollout(engine, search, tagged_tokenizer, limits)
+    around = environment.Environment(PROTOCOL, [search.Search(retriever=scripted.Library(find), passages=2)])
+    limits = episodes.Limits(max_turns=3, max_information_tokens=60, tool_threads=2)
+    loop = episodes.Rollout(engine, around, tagged_tokenizer, limits)
     seed, step = scripted.SEED_AND_STEP
     found = {}
     for examples in (list(scripts)[:5], list(scripts)[5:]):
@@ -166,7 +166,7 @@ def test_searches_that_wait_together_are_sent_together(tagged_tokenizer):
 
 
 def workers():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("retrieval")]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("tool")]
 
 
 def end(threads):
@@ -223,13 +223,17 @@ def silent_server(monkeypatch):
         yield remote.RemoteRetriever(url, timeout_s=0.05, attempts=3, backoff_s=0.01)
 
 
-FAULTS = {  # a retriever or the fixture that makes it, its time-out, and how often and why its search failed
-    "fails": (scripted.Library(broken), None, r"1 attempt: OSError\('the index is on fire'\)"),
-    "finds too few": (Answering([]), None, "1 attempt: 0 results for 1 queries"),
-    "finds nothing at all": (Answering(None), None, "1 attempt: the results are not a list: None"),
-    "finds garbage": (Answering([["x"]]), None, r"1 attempt: the result is not a list of passages: \['x'\]"),
-    "hangs": ("hanging", 0.05, "1 attempt: .*no answer within 0.05 s"),
-    "is a silent server": ("silent_server", None, "3 attempts: http://127.0.0.1.*no answer within 0.05 s"),
+FAULTS = {  # a retriever or the fixture that makes it, its time-out, and why its search failed
+    "fails": (scripted.Library(broken), None, "OSError: the index is on fire"),
+    "finds too few": (Answering([]), None, "0 replies to 1 calls"),
+    "finds nothing at all": (Answering(None), None, "the replies are not a list: None"),
+    "finds garbage": (Answering([["x"]]), None, r"the reply is neither a text nor a list of passages: \['x'\]"),
+    "hangs": ("hanging", 0.05, "TimeoutError: no answer within 0.05 s"),
+    "is a silent server": (
+        "silent_server",
+        None,
+        "RetrievalError: the search for 'bad' failed after 3 attempts: http://127.0.0.1.*no answer within 0.05 s",
+    ),
 }
 
 
@@ -246,7 +250,7 @@ def test_a_search_that_fails_stops_the_run_with_its_query_and_cause(tagged_token
     }
     running, engine = scripted.rollout(tagged_tokenizer, scripts, retriever, **LIMITS, slots=1, timeout_s=timeout_s)
     yielded = []
-    with pytest.raises(base.RetrievalError, match=f"the search for 'bad' failed after {words}"):
+    with pytest.raises(environment.ToolError, match=f"the tool 'search' failed on 'bad': {words}"):
         for trajectory in running:
             yielded.append(trajectory)
     assert [t.key for t in yielded] == [("good", 0)]

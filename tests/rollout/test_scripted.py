@@ -55,7 +55,7 @@ def test_the_scripted_engine_does_what_the_real_one_did(acted):
     }  # fmt: skip
     engine = scripted.Engine(
         acting.SHAPES,
-        stop_table.build(acting.PIECES),
+        stop_table.build(acting.PIECES, acting.STOP_TAGS),
         eos_ids={acting.EOS},
         max_turn_tokens=acting.MAX_TURN_TOKENS,
         scripts=scripts,

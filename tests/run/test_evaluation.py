@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base as retrieval
+from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
 from searchr1_jax.run import evaluation
@@ -29,6 +29,7 @@ def trajectory(name, answer, golden, *, hops, turns=(), stop="answered", prompt=
         turns=turns,
         stop_reason=stop,
         answer=answer,
+        tools=("search",),
     )
 
 
@@ -41,7 +42,7 @@ FOUR = (
         ("Rome",),
         hops=2,
         turns=(search("x"), search("y", reply="")),
-        stop="search_limit",
+        stop="turn_limit",
         prompt=4,
     ),
     trajectory("d", "rome", ("Rome",), hops=2, length=12),
@@ -56,10 +57,11 @@ def test_figures_are_means_over_the_questions():
         em=0.5,  # a and d
         f1=(1 + 2 / 3 + 0 + 1) / 4,  # b: one of two words, the one golden word: 2 · ½ · 1 / 1½
         searches=(1 + 2 + 1 + 0) / 4,  # c's second search was not answered
+        calls={"search": 1.0},
         response_tokens=(3 + 7 + 1 + 10) / 4,
         em_by_hops={"1": 1.0, "2": 1 / 3},
         em_by_source={"": 0.5},
-        stop_reasons={"answered": 3, "search_limit": 1},
+        stop_reasons={"answered": 3, "turn_limit": 1},
     )
 
 
@@ -71,7 +73,7 @@ def test_figures_do_not_depend_on_the_order_of_arrival():
         shuffled = evaluation.summarise(random.Random(seed).sample(many, len(many)), split="test", decoding="greedy")
         assert shuffled == results
         assert list(shuffled.em_by_hops) == ["0", "1", "2"]
-        assert list(shuffled.stop_reasons) == ["answered", "search_limit"]
+        assert list(shuffled.stop_reasons) == ["answered", "turn_limit"]
 
 
 def test_results_are_written_as_json_and_given_to_the_metrics(tmp_path):
@@ -116,11 +118,11 @@ def test_an_evaluation_answers_every_task_and_sorts_what_it_returns(tmp_path):
 class RolloutThatLosesItsRetriever(Rollout):
     def run(self, tasks, decoding, *, seed, step):
         yield FOUR[1]
-        raise retrieval.RetrievalError("who", "status 500", attempts=4)
+        raise environment.ToolError("search", "on 'who': status 500")
 
 
 def test_an_evaluation_that_loses_its_retriever_keeps_what_was_finished(tmp_path):
-    with pytest.raises(retrieval.RetrievalError, match="'who' failed after 4 attempts: status 500"):
+    with pytest.raises(environment.ToolError, match="the tool 'search' failed on 'who': status 500"):
         evaluation.evaluate(
             RolloutThatLosesItsRetriever(), [], sampling.Decoding(), split="test", name="greedy", seed=5,
             directory=tmp_path / "eval",

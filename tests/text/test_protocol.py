@@ -37,7 +37,7 @@ PARSED = {
 
 @pytest.mark.parametrize("turn, action", PARSED.items())
 def test_an_action_is_the_first_complete_pair_of_tags(turn, action):
-    parsed = protocol.parse_action(turn)
+    parsed = protocol.parse_action(turn, ("search",))
     assert (parsed.kind, parsed.content) == action
 
 
@@ -93,9 +93,43 @@ def test_a_wrong_template_is_refused_by_name(template, text, complaint):
         settings.Settings(protocol=settings.Protocol(**{template: text}))
 
 
-def test_tags_are_four_pairs_and_two_of_them_stop():
-    assert len(set(protocol.TAGS)) == 8
-    assert {tag.replace("/", "") for tag in protocol.TAGS if "/" in tag} == {
-        tag for tag in protocol.TAGS if "/" not in tag
-    }
-    assert set(protocol.STOP_TAGS) < set(protocol.TAGS)
+def test_the_tags_of_an_episode_follow_from_its_tools():
+    assert protocol.tags(("search", "note")) == (
+        "<think>", "</think>", "<search>", "</search>", "<note>", "</note>", "<information>", "</information>",
+        "<answer>", "</answer>",
+    )  # fmt: skip
+    assert protocol.stop_tags(("search", "note")) == ("</search>", "</note>", "</answer>")
+    assert protocol.stop_tags(()) == ("</answer>",)
+
+
+@pytest.mark.parametrize(
+    "turn, action",
+    {
+        "<note> a </note>": ("note", "a"),
+        "<notes> a </notes>": ("notes", "a"),  # one name begins another
+        "<search>a <note>b</note>": ("note", "b"),
+        "<note>a</search>": ("invalid", ""),
+        "<note> </note>": ("invalid", ""),  # an empty call of any tool
+        "<calculate>1 + 1</calculate>": ("invalid", ""),  # no tool of this run
+        "<answer></answer>": ("answer", ""),
+    }.items(),
+)
+def test_an_action_is_a_call_of_a_tool_of_the_run(turn, action):
+    parsed = protocol.parse_action(turn, ("search", "note", "notes"))
+    assert (parsed.kind, parsed.content) == action
+
+
+def test_without_tools_only_answers_are_actions():
+    assert protocol.parse_action("<search>a</search>", ()).kind == "invalid"
+    assert protocol.parse_action("<answer>a</answer>", ()).content == "a"
+
+
+@pytest.mark.parametrize("name", ["", "Search", "a b", "a>", "1st", "answer", "think", "information", "invalid"])
+def test_a_name_that_cannot_be_a_tools_tag_is_refused(name):
+    with pytest.raises(ValueError, match=f"a tool is named '{name}'; use lower-case letters"):
+        protocol.check_tools(["search", name])
+
+
+def test_two_tools_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="two tools are named 'search'"):
+        protocol.check_tools(["search", "note", "search"])

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 
 import numpy as np
@@ -21,6 +22,7 @@ def trajectory(answer, golden=("Beijing",), turns=()):
         turns=turns,
         stop_reason="answered" if answer is not None else "no_action",
         answer=answer,
+        tools=("search",),
     )
 
 
@@ -97,7 +99,7 @@ PASSAGES = (
 
 def turn(text, *, reply="", passages=()):
     """A turn as the rollout books it."""
-    action = protocol.parse_action(text)
+    action = protocol.parse_action(text, ("search",))
     return types.Turn(text=text, event=action.kind, content=action.content, reply=reply, passages=passages)
 
 
@@ -135,6 +137,27 @@ INVALID = turn(f"{THINK} I would rather not.", reply=settings.Protocol().correct
 )
 def test_think_search_think_answer_is_well_formed(turns):
     assert rewards.well_formed(ends(*turns))
+
+
+@pytest.mark.parametrize(
+    "calls, formed",
+    [
+        (("<note> a </note>",), True),
+        (("<search> a </search>", "<note> b </note>"), True),
+        (("<calculate> 1 </calculate>",), False),  # no tool of the episode, so no call
+        (("<note> <search> </note>",), False),  # another tool's tag in a block
+        (("<note> <calculate> </note>",), True),  # which is a text here
+    ],
+)
+def test_well_formed_episodes_call_the_tools_that_they_had(calls, formed):
+    tools = ("search", "note")
+    turns = [f"{THINK} {call}" for call in calls] + [f"{THINK} <answer> b </answer>"]
+    actions = [protocol.parse_action(text, tools) for text in turns]
+    made = [types.Turn(text=t, event=a.kind, content=a.content) for t, a in zip(turns, actions, strict=True)]
+    episode = dataclasses.replace(trajectory("b", turns=tuple(made)), tools=tools)
+    assert rewards.well_formed(episode) == formed
+    without = dataclasses.replace(episode, tools=("search",))
+    assert not rewards.well_formed(without)
 
 
 @pytest.mark.parametrize(
@@ -246,8 +269,8 @@ LOOSE = "<answer> {} </answer>"  # answered, malformed
 )
 def test_the_format_aware_reward_follows_its_table(turns, reference, other):
     episode = ends(*turns)
-    assert rewards.resolve("format_aware")(episode) == pytest.approx(reference, abs=1e-12)
-    changed = rewards.resolve("format_aware", structure=0.3, retrieval=0.15, answered=0.05)
+    assert rewards.resolve(settings.Reward(name="format_aware"))(episode) == pytest.approx(reference, abs=1e-12)
+    changed = rewards.resolve(settings.Reward(name="format_aware", structure=0.3, retrieval=0.15, answered=0.05))
     assert changed(episode) == pytest.approx(other, abs=1e-12)
 
 
@@ -255,7 +278,7 @@ def test_the_format_aware_reward_follows_its_table(turns, reference, other):
     "name, worth", [("exact_match", (0, 1, 0)), ("sub_exact_match", (1, 1, 0)), ("f1", (2 / 3, 1, 0))]
 )
 def test_a_reward_scores_the_answer_of_a_trajectory(name, worth):
-    reward = rewards.resolve(name)
+    reward = rewards.resolve(settings.Reward(name=name))
     scores = [reward(trajectory(answer, ("Beijing",))) for answer in ("Beijing, China", "beijing", None)]
     assert scores == pytest.approx(worth, abs=1e-12)
     assert all(type(score) is float for score in scores)
@@ -275,12 +298,12 @@ def test_every_reward_is_a_part_by_its_name_and_a_float():
     }
     assert set(parts) == set(rewards.REWARDS)
     for name, worth in parts.items():
-        assert rewards.resolve(name).parts(episode) == {name: pytest.approx(worth, abs=1e-12)}
-        assert type(rewards.resolve(name).parts(episode)[name]) is float
+        assert rewards.resolve(settings.Reward(name=name)).parts(episode) == {name: pytest.approx(worth, abs=1e-12)}
+        assert type(rewards.resolve(settings.Reward(name=name)).parts(episode)[name]) is float
 
 
 def test_a_reward_is_the_weighted_sum_of_its_parts(own_rewards):
-    reward = rewards.resolve("f1", extra=("retrieved=0.1", "own_rewards:short=-4", "searches=0"))
+    reward = rewards.resolve(settings.Reward(name="f1", extra=("retrieved=0.1", "own_rewards:short=-4", "searches=0")))
     episode = ends(search(), search(), answer("Beijing, China"))
     parts = reward.parts(episode)
     assert parts == pytest.approx({"f1": 2 / 3, "retrieved": 1, "own_rewards:short": 1 / 14, "searches": 2})
@@ -289,7 +312,7 @@ def test_a_reward_is_the_weighted_sum_of_its_parts(own_rewards):
 
 
 def test_the_coefficients_hold_for_the_format_aware_reward_as_an_extra():
-    reward = rewards.resolve("exact_match", extra=("format_aware=0.5",), answered=0.3)
+    reward = rewards.resolve(settings.Reward(name="exact_match", extra=("format_aware=0.5",), answered=0.3))
     episode = ends(turn(LOOSE.format("Nanjing")))
     assert reward.parts(episode) == {"exact_match": 0.0, "format_aware": 0.3}
     assert reward(episode) == 0.15
@@ -303,33 +326,35 @@ def own_rewards(tmp_path, monkeypatch):
 
 
 def test_a_users_own_reward_is_named_by_module_and_function(own_rewards):
-    assert rewards.resolve("own_rewards:short")(trajectory("four", ())) == 0.25
+    assert rewards.resolve(settings.Reward(name="own_rewards:short"))(trajectory("four", ())) == 0.25
 
 
 @pytest.mark.parametrize("name", ["", "em", "exact-match", "json", "json:", ":dumps", "json:no_such", "no_such:f"])
 def test_an_unknown_reward_is_refused_with_the_choices(name):
-    with pytest.raises(ValueError, match=f"reward '{name}'.*exact_match, sub_exact_match, f1.*package.module:function"):
-        rewards.resolve(name)
+    with pytest.raises(
+        ValueError, match=f"reward names '{name}'.*exact_match, sub_exact_match, f1.*package.module:name"
+    ):
+        rewards.resolve(settings.Reward(name=name))
 
 
 def test_an_extra_reward_that_is_unknown_is_refused_like_the_first():
-    with pytest.raises(ValueError, match="unknown reward 'em'; it is one of exact_match"):
-        rewards.resolve("exact_match", extra=("retrieved=0.1", "em=1"))
+    with pytest.raises(ValueError, match="reward names 'em'; make it one of exact_match"):
+        rewards.resolve(settings.Reward(name="exact_match", extra=("retrieved=0.1", "em=1")))
 
 
 def test_a_name_that_is_no_function_is_refused():
-    with pytest.raises(ValueError, match="reward 'string:punctuation' is .* not a function"):
-        rewards.resolve("string:punctuation")
+    with pytest.raises(ValueError, match="reward names 'string:punctuation', which is .*; make it a function"):
+        rewards.resolve(settings.Reward(name="string:punctuation"))
 
 
 @pytest.mark.parametrize("term", ["retrieved", "retrieved=", "=0.1", "retrieved=much", "retrieved=nan", "f1=inf", ""])
 def test_an_extra_reward_without_a_finite_weight_is_refused(term):
     with pytest.raises(ValueError, match=f"reward.extra holds '{term}'; write name=weight .* retrieved=0.1"):
-        rewards.resolve("exact_match", extra=(term,))
+        rewards.resolve(settings.Reward(name="exact_match", extra=(term,)))
 
 
 @pytest.mark.parametrize("extra", [("exact_match=0.5",), ("retrieved=0.1", "retrieved=0.2")])
 def test_a_reward_that_is_named_twice_is_refused(extra):
     name = extra[-1].partition("=")[0]
     with pytest.raises(ValueError, match=f"reward '{name}' is named twice, again in '{extra[-1]}'; name it once"):
-        rewards.resolve("exact_match", extra=extra)
+        rewards.resolve(settings.Reward(name="exact_match", extra=extra))

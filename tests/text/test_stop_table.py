@@ -11,6 +11,8 @@ from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer
 
+STOP_TAGS = protocol.stop_tags(("search",))
+
 # Pieces of tags, several cuts of one tag, text before and beyond it, overlaps, half characters, no bytes.
 NASTY = [
     b"<", b"/", b">", b"</", b"</s", b"</a", b"s", b"e", b"a", b"r", b"c", b"h", b"n", b"w", b"se", b"ear",
@@ -43,7 +45,7 @@ def first_stop_by_table(ids, stops):
 
 @pytest.mark.parametrize(
     "tags, sequences",
-    [(protocol.STOP_TAGS, 30_000), (("</s", "s>", "</s>\n", "<</"), 5_000), (("aa",), 2_000)],
+    [(STOP_TAGS, 30_000), (("</s", "s>", "</s>\n", "<</"), 5_000), (("aa",), 2_000)],
 )
 def test_table_stops_where_searching_the_bytes_does(tags, sequences):
     vocabulary = NASTY + [b"aa", b"ba", b"s>", b"<</"]
@@ -65,12 +67,12 @@ def test_every_cut_of_a_tag_is_found_at_its_last_piece():
     for cuts in range(1 << (len(tag) - 1)):  # bit k: a cut after byte k
         ends = [k + 1 for k in range(len(tag) - 1) if cuts >> k & 1] + [len(tag)]
         pieces = [tag[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        stops = stop_table.build(pieces)
+        stops = stop_table.build(pieces, STOP_TAGS)
         assert first_stop_by_table(range(len(pieces)), stops) == len(pieces) - 1
 
 
 def test_a_tag_may_end_inside_a_token():
-    stops = stop_table.build([b"</answer", b">\n<", b"x</search> and on"])
+    stops = stop_table.build([b"</answer", b">\n<", b"x</search> and on"], STOP_TAGS)
     assert first_stop_by_table([0, 1], stops) == 1
     assert first_stop_by_table([0, 2], stops) == 1
 
@@ -91,18 +93,18 @@ def test_the_drawn_example():
 
 
 def test_stop_is_the_last_state_and_absorbs():
-    stops = stop_table.build(NASTY)
+    stops = stop_table.build(NASTY, STOP_TAGS)
     assert stops.stop == len(stops.table) - 1 == 15  # "", "<", "</", 6 + 6 longer beginnings, and the stop
     assert (stops.table[stops.stop] == stops.stop).all()
 
 
 def test_a_token_without_bytes_changes_nothing():
-    stops = stop_table.build([b"", b"<"])
+    stops = stop_table.build([b"", b"<"], STOP_TAGS)
     np.testing.assert_array_equal(stops.table[:, 0], np.arange(len(stops.table)))
 
 
 def test_states_above_127_take_two_bytes():
-    assert stop_table.build(NASTY).table.dtype == np.int8
+    assert stop_table.build(NASTY, STOP_TAGS).table.dtype == np.int8
     assert stop_table.build(NASTY, ["x" * 126]).table.dtype == np.int8  # 126 beginnings and the stop
     long = stop_table.build([b"x", b"y"], ["x" * 200])
     assert long.table.dtype == np.int16
@@ -117,12 +119,12 @@ def test_tags_without_text_are_refused(tags):
 
 # Over a byte-level BPE that learned its merges from prompts and episodes.
 
-PARTS = sorted({tag[a:b] for tag in protocol.STOP_TAGS for a in range(len(tag)) for b in range(a + 1, len(tag))})
+PARTS = sorted({tag[a:b] for tag in STOP_TAGS for a in range(len(tag)) for b in range(a + 1, len(tag))})
 NEAR_TAGS = [
     "</sea</search>", "</</answer>", "</search</answer>", "</answer</answe", "<</search>", "</search></answer>",
     "</searching>", "</answers>", "</Search>", "< /search>", "</search >", "</ answer>", "<search>", "<answer>",
 ]  # fmt: skip
-TAGS = [*protocol.STOP_TAGS, *protocol.TAGS]
+TAGS = [*STOP_TAGS, *protocol.tags(("search",))]
 SEQUENCES = 17_000  # of each of three kinds, no two alike
 
 
@@ -159,7 +161,7 @@ class Writer:
     @staticmethod
     def _touches_a_tag(piece):
         """Lies in a stop tag, holds it, ends with its beginning, or begins with its end."""
-        tags = [tag.encode() for tag in protocol.STOP_TAGS]
+        tags = [tag.encode() for tag in STOP_TAGS]
         ends = [(tag[:n], tag[-n:]) for tag in tags for n in range(1, len(tag) + 1)]
         return any(piece in tag or tag in piece for tag in tags) or any(
             piece.endswith(first) or piece.startswith(last) for first, last in ends
@@ -184,7 +186,7 @@ class Writer:
             return rng.choices(self._close, k=rng.randint(1, 16))
         ids = []
         for _ in range(rng.randint(1, 3)):
-            spelt = self.cut_at_random(rng.choice(protocol.STOP_TAGS))
+            spelt = self.cut_at_random(rng.choice(STOP_TAGS))
             if rng.random() < 0.9:
                 at = rng.randrange(len(spelt))
                 spelt[at : at + 1] = rng.choice([[], [spelt[at]] * 2, [rng.choice(self._close)]])
@@ -222,9 +224,9 @@ def test_over_a_real_vocabulary_it_stops_where_searching_the_bytes_does(bpe, tex
             fragments.insert(rng.randrange(len(fragments) + 1), rng.choice(TAGS))
         drawn.add(tuple(getattr(writer, kind)("".join(fragments))))
     sequences = sorted(drawn)
-    searched = (first_stop_by_search([vocabulary[i] for i in ids], protocol.STOP_TAGS) for ids in sequences)
+    searched = (first_stop_by_search([vocabulary[i] for i in ids], STOP_TAGS) for ids in sequences)
     expected = np.array([-1 if stop is None else stop for stop in searched])
-    got = first_stops_by_table(sequences, stop_table.build(vocabulary), len(vocabulary) - 1)
+    got = first_stops_by_table(sequences, stop_table.build(vocabulary, STOP_TAGS), len(vocabulary) - 1)
     wrong = np.flatnonzero(got != expected)
     assert not len(wrong), [vocabulary[i] for i in sequences[wrong[0]]]
     assert 0.2 < (expected >= 0).mean() < 0.8  # both outcomes are common

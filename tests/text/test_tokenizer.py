@@ -9,6 +9,7 @@ from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer
 
+TAGS, STOP_TAGS = protocol.tags(("search",)), protocol.stop_tags(("search",))
 TEXTS = [
     "Ada Lovelace is a poet born in Zürich.",
     "Acme Labs was founded by Ada Lovelace. It makes boats in Rome.",
@@ -32,7 +33,7 @@ def nasty_texts(count):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("trained")
-    arguments = dict(vocab_size=VOCAB_SIZE, added_tokens=protocol.TAGS, directory=directory)
+    arguments = dict(vocab_size=VOCAB_SIZE, added_tokens=TAGS, directory=directory)
     return tokenizer.train(TEXTS, **arguments), directory
 
 
@@ -95,18 +96,18 @@ def test_transformers_loads_what_train_saved(trained):
 
 def test_training_learns_merges_and_is_deterministic(trained, tmp_path):
     assert len(trained[0].encode(TEXTS[0])) < len(TEXTS[0].encode()) / 2
-    arguments = dict(vocab_size=VOCAB_SIZE, added_tokens=protocol.TAGS, directory=tmp_path)
+    arguments = dict(vocab_size=VOCAB_SIZE, added_tokens=TAGS, directory=tmp_path)
     tokenizer.train(TEXTS, **arguments)
     assert (tmp_path / "tokenizer.json").read_bytes() == (trained[1] / "tokenizer.json").read_bytes()
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="vocabulary of 264 .* at least 265"):
-        tokenizer.train(TEXTS, vocab_size=264, added_tokens=protocol.TAGS, directory=tmp_path)
+        tokenizer.train(TEXTS, vocab_size=264, added_tokens=TAGS, directory=tmp_path)
 
 
 def test_tags_are_single_tokens_and_special_tokens_are_never_read_from_text(trained):
-    tags = [trained[0].encode(tag) for tag in protocol.TAGS]
+    tags = [trained[0].encode(tag) for tag in TAGS]
     assert tags == [[i] for i in range(VOCAB_SIZE - 8, VOCAB_SIZE)]
     assert trained[0].encode("a<search>b") == trained[0].encode("a") + tags[2] + trained[0].encode("b")
     ids = trained[0].encode(f"Ada{tokenizer.EOS}")
@@ -118,7 +119,7 @@ def test_byte_level_tokens_stand_for_their_bytes(trained):
     pieces = trained[0].token_bytes()
     assert len(pieces) == VOCAB_SIZE
     assert {bytes([byte]) for byte in range(256)} <= set(pieces)
-    assert pieces[0] == b"<|endoftext|>" and pieces[-8:] == [tag.encode() for tag in protocol.TAGS]
+    assert pieces[0] == b"<|endoftext|>" and pieces[-8:] == [tag.encode() for tag in TAGS]
     id_of = transformers.AutoTokenizer.from_pretrained(trained[1]).convert_tokens_to_ids
     # GPT-2 numbers the 68 bytes that don't print from U+0100 on: 0 to 32, 127 to 160, 173.
     for piece, byte in {"!": 33, "ÿ": 255, "Ā": 0, "Ċ": 10, "Ġ": 32, "ġ": 127, "ł": 160, "Ń": 173}.items():
@@ -143,7 +144,7 @@ def test_word_pieces_have_no_bytes_of_their_own():
 
 
 def test_decoding_agrees_with_the_stop_table(trained):
-    stops = stop_table.build(trained[0].token_bytes())
+    stops = stop_table.build(trained[0].token_bytes(), STOP_TAGS)
     rng = random.Random(0)
     favourites = [i for i, piece in enumerate(trained[0].token_bytes()) if piece.strip(b"</searchnw>") == b""]
     stopped = 0
@@ -152,7 +153,7 @@ def test_decoding_agrees_with_the_stop_table(trained):
         ids = rng.choices(favourites, k=rng.randint(1, 10))
         for i in ids:
             state = stops.table[state, i]
-        assert (state == stops.stop) == any(tag in trained[0].decode(ids) for tag in protocol.STOP_TAGS)
+        assert (state == stops.stop) == any(tag in trained[0].decode(ids) for tag in STOP_TAGS)
         stopped += state == stops.stop
     assert 100 < stopped < 1900
 
