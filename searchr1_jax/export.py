@@ -60,9 +60,7 @@ def run(
             value=critic,
             dtype=jnp.dtype(dtype) if dtype else None,
             max_shard_gb=max_shard_gb,
-            card=model_card.text(
-                home, own, policy.about, name=output.name, stops=protocol.stop_tags(policy.about.tools)
-            ),
+            card=model_card.text(home, own, policy.about, name=output.name),
         )
         metrics.say(f"wrote {policy.origin} as {output}")
 

@@ -27,6 +27,7 @@ from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
 from searchr1_jax.rollout.tools import search
+from searchr1_jax.text import protocol as protocol_lib
 from searchr1_jax.text import stop_table
 from searchr1_jax.text import tokenizer as tokenizer_lib
 
@@ -213,7 +214,7 @@ def rollout(
     around = environment.Environment(protocol, [searching, *tools])
     engine = Engine(
         dataclasses.replace(SHAPES, **shapes),
-        stop_table.build(tokenizer.token_bytes(), protocol.stop_tags(tuple(around.tools))),
+        stop_table.build(tokenizer.token_bytes(), protocol_lib.stop_tags(tuple(around.tools))),
         eos_ids=tokenizer.eos_ids,
         max_turn_tokens=max_turn_tokens,
         scripts=scripts,
