@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 from searchr1_jax.core import settings
@@ -99,14 +100,12 @@ class Environment:
     def act(self, turn_text: str, turns_left: int) -> Outcome:
         """Judges a turn. With no turns left the outcome is a stop."""
         action = text_protocol.parse_action(turn_text, tuple(self.tools))
-        outcome = {"event": action.kind, "content": action.content}
+        outcome = functools.partial(Outcome, event=action.kind, content=action.content)
         if action.kind == text_protocol.ANSWER:
-            return Outcome(**outcome, stop="answered")
+            return outcome(stop="answered")
         if turns_left == 0:
-            return Outcome(**outcome, stop="turn_limit" if action.kind in self.tools else "no_action")
-        if action.kind in self.tools:
-            return Outcome(**outcome)
-        return Outcome(**outcome, reply=transcript.correction(self.protocol))
+            return outcome(stop="turn_limit" if action.kind in self.tools else "no_action")
+        return outcome() if action.kind in self.tools else outcome(reply=transcript.correction(self.protocol))
 
     def fetch(self, calls: list[Call]) -> list[transcript.Reply]:
         """Replies to calls of one tool, in their order. From worker threads.

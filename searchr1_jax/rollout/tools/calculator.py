@@ -55,8 +55,8 @@ class _Error(Exception):
 
 def _value(node: ast.expr) -> int | float:
     match node:
-        case ast.Constant(value=int() | float()):
-            value = node.value
+        case ast.Constant(value=int() | float() as value):
+            pass
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _SIGNS:
             value = _SIGNS[type(op)](_value(operand))
         case ast.BinOp(op=op, left=left, right=right) if type(op) in _OPERATORS:
