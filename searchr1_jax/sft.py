@@ -159,7 +159,7 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
     """The whole run, or what is left of it."""
     c = config.sft
     start_from = setup.model_directory(c.model, workdir, "sft.model")
-    model, tokens = hf.read_config(start_from), tokenizer.Tokenizer.load(start_from)
+    model, tokens = hf.read_config(start_from, config.model.family), tokenizer.Tokenizer.load(start_from)
     total = c.steps if config.data.demonstrations else c.drill_steps + c.mixture_steps
     flat = run_directory.flatten(run_directory.as_json(config))
     settings = {key: value for key, value in flat.items() if key.startswith(_DECISIVE)}
@@ -178,7 +178,7 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
         compute=setup.compute(config),
         vocab_chunk=config.learner.vocab_chunk,
     )
-    state = learner.init(hf.load(start_from, dtype=setup.dtype(config.model.param_dtype)))
+    state = learner.init(hf.load(start_from, model, dtype=setup.dtype(config.model.param_dtype)))
     if step:
         state = supervised.SupervisedState(**checkpoints.restore(step, state._asdict())[0])
         metrics.say(f"resuming at step {step} of {total}")

@@ -25,7 +25,7 @@ from searchr1_jax.learning import guards
 from searchr1_jax.learning import kl_control
 from searchr1_jax.learning import minibatches
 from searchr1_jax.learning import update
-from searchr1_jax.models import config as model_config
+from searchr1_jax.models import catalog
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
@@ -87,7 +87,7 @@ def build(config: setup.Config, workdir: pathlib.Path) -> Run:
     decodings = {name: setup.decoding(config, name) for name in ("sampled", *config.evaluation.decoding)}
     reward = rewards.resolve(**config.reward)
     model_path = setup.model_directory(config.model.path, workdir, "model.path")
-    model, tokens = hf.read_config(model_path), tokenizer.Tokenizer.load(model_path)
+    model, tokens = hf.read_config(model_path, config.model.family), tokenizer.Tokenizer.load(model_path)
     sources = setup.questions(config, "train", workdir)
     for source in sources:
         setup.tasks(config, source, tokens, samples=1)  # refuses questions too long
@@ -99,10 +99,10 @@ def build(config: setup.Config, workdir: pathlib.Path) -> Run:
     param_dtype = setup.dtype(config.model.param_dtype)
     reference = None
     if learner.config.has_reference:
-        reference = learner.keep(hf.load(model_path, dtype=setup.dtype(config.model.reference_dtype)))
+        reference = learner.keep(hf.load(model_path, model, dtype=setup.dtype(config.model.reference_dtype)))
     value = None
     if learner.config.has_value_model:  # the policy's body with a fresh head
-        value = hf.load(model_path, kind=decoder.Value, dtype=param_dtype)
+        value = hf.load(model_path, model, kind=decoder.Value, dtype=param_dtype)
     return Run(
         tokens=tokens,
         engine=engine,
@@ -117,11 +117,11 @@ def build(config: setup.Config, workdir: pathlib.Path) -> Run:
         limits=setup.limits(config),
         reference=reference,
         about={
-            "model": model_config.to_hf(model, dtype=str(param_dtype)),
+            "model": catalog.to_hf(model, dtype=str(param_dtype)),
             "base": config.model.path,
             "has_value_model": learner.config.has_value_model,
         },
-        state=learner.init(hf.load(model_path, dtype=param_dtype), value),
+        state=learner.init(hf.load(model_path, model, dtype=param_dtype), value),
     )
 
 

@@ -24,6 +24,7 @@ from searchr1_jax.learning import minibatches
 from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import update
 from searchr1_jax.models import attention
+from searchr1_jax.models import catalog
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
@@ -176,8 +177,8 @@ def policy(config: Config, workdir: pathlib.Path, *, model: str | None = None, s
     weights = dtype(config.model.param_dtype)
     if model:
         path = hf.directory(model)
-        shape, tokens = hf.read_config(path), tokenizer.Tokenizer.load(path)
-        return Policy(shape, tokens, hf.load(path, dtype=weights), str(model), {})
+        shape, tokens = hf.read_config(path, config.model.family), tokenizer.Tokenizer.load(path)
+        return Policy(shape, tokens, hf.load(path, shape, dtype=weights), str(model), {})
     shape, restored, origin, extra = restore(config, workdir, "policy", decoder.Policy, step=step)
     tokens = tokenizer.Tokenizer.load(workdir / run_directory.TOKENIZER)
     return Policy(shape, tokens, restored, origin, extra)
@@ -200,7 +201,7 @@ def restore(
             + "; run python -m searchr1_jax.train first, choose another --step, or name a --model"
         )
     _, extra = checkpoints.restore(chosen, {})
-    shape = model_config.from_hf(extra["model"])
+    shape = catalog.from_hf(extra["model"], config.model.family)
     if name == "value" and not extra["has_value_model"]:
         raise ValueError(f"{workdir}/checkpoints/{chosen} has no value model; leave out --value")
     _, abstract = decoder.abstract(kind, shape, dtype(config.model.param_dtype))
