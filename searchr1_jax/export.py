@@ -48,7 +48,7 @@ def run(
         raise ValueError(f"{output} exists and is no exported model, so it is not replaced; choose another --output")
     with command.session(settings, workdir, create=False) as home, metrics.booked(home, "export"):
         policy = model_files.load(settings, home, step=step)
-        critic = model_files.restore(settings, home, "value", step=step)[1] if value else None
+        critic = model_files.restore(settings, home, "value", step=step)[2] if value else None
         own = run_directory.settings_of(home) if (home / run_directory.CONFIG).exists() else settings
         assert policy.about is not None  # it is a checkpoint's
         model_files.save(

@@ -22,6 +22,7 @@ from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import copying
 from searchr1_jax.models import decoder
+from searchr1_jax.models.families import qwen2
 from searchr1_jax.retrieval import corpus as corpus_lib
 from searchr1_jax.run import command
 from searchr1_jax.run import metrics
@@ -59,7 +60,7 @@ def run(settings: settings_lib.Settings, workdir: str | os.PathLike) -> None:
             directory=directory / run_directory.TOKENIZER,
         )
         model = model_config.ModelConfig(
-            family="qwen2",
+            family=qwen2.FAMILY,
             vocab_size=-(-tokens.vocab_size // 64) * 64,
             width=c.width,
             layers=c.layers,

@@ -172,13 +172,13 @@ def train(settings: settings_lib.Settings, workdir: pathlib.Path, checkpoints: c
     """The whole run, or what is left of it."""
     c = settings.sft
     start_from = model_files.find(c.model, workdir, "sft.model")
-    model, tokens = hf.read_config(start_from), tokenizer.Tokenizer.load(start_from)
+    model, tokens = hf.read_config(start_from, settings.model.family), tokenizer.Tokenizer.load(start_from)
     total = c.steps if settings.data.demonstrations else c.drill_steps + c.mixture_steps
     decisive = {key.name: key.value for key in settings_lib.keys(settings) if key.rules["base"]}
     step = resumed(settings, decisive, workdir, checkpoints)
     found = batches(settings, source(settings, workdir, tokens, model, step))
     learner = supervised.SupervisedLearner(model, settings, total_steps=total)
-    state = learner.init(hf.load(start_from, dtype=jnp.dtype(settings.model.param_dtype)))
+    state = learner.init(hf.load(start_from, model, dtype=jnp.dtype(settings.model.param_dtype)))
     if step:
         state = supervised.SupervisedState(**checkpoints.restore(step, state._asdict())[0])
         metrics.say(f"resuming at step {step} of {total}")

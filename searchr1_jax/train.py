@@ -30,7 +30,7 @@ from searchr1_jax.learning import guards
 from searchr1_jax.learning import kl_control
 from searchr1_jax.learning import step as learning
 from searchr1_jax.learning import update
-from searchr1_jax.models import config as model_config
+from searchr1_jax.models import catalog
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.rollout import episodes
@@ -97,7 +97,7 @@ def build(settings: settings_lib.Settings, workdir: pathlib.Path) -> Experiment:
     decodings = {name: parts.decoding(settings, name) for name in ("sampled", *settings.evaluation.decoding)}
     reward = rewards.resolve(settings.reward)
     model_path = model_files.find(settings.model.path, workdir, "model.path")
-    model, tokens = hf.read_config(model_path), tokenizer.Tokenizer.load(model_path)
+    model, tokens = hf.read_config(model_path, settings.model.family), tokenizer.Tokenizer.load(model_path)
     sources = parts.questions(settings, "train", workdir)
     for source in sources:
         parts.tasks(settings, source, tokens, samples=1)  # refuses questions too long
@@ -108,13 +108,13 @@ def build(settings: settings_lib.Settings, workdir: pathlib.Path) -> Experiment:
     param_dtype = jnp.dtype(settings.model.param_dtype)
     reference = None
     if learner.has_reference:
-        reference = learner.keep(hf.load(model_path, dtype=jnp.dtype(settings.model.reference_dtype)))
+        reference = learner.keep(hf.load(model_path, model, dtype=jnp.dtype(settings.model.reference_dtype)))
 
     def initial() -> update.TrainState:
         value = None
         if learner.has_value_model:  # the policy's body with a fresh head
-            value = hf.load(model_path, kind=decoder.Value, dtype=param_dtype)
-        return learner.init(hf.load(model_path, dtype=param_dtype), value)
+            value = hf.load(model_path, model, kind=decoder.Value, dtype=param_dtype)
+        return learner.init(hf.load(model_path, model, dtype=param_dtype), value)
 
     return Experiment(
         settings=settings,
@@ -126,7 +126,7 @@ def build(settings: settings_lib.Settings, workdir: pathlib.Path) -> Experiment:
         reward=reward,
         learner=learner,
         reference=reference,
-        model=model_config.to_hf(model, dtype=str(param_dtype)),
+        model=catalog.to_hf(model, dtype=str(param_dtype)),
         initial=initial,
     )
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from searchr1_jax.models import catalog
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 
@@ -19,12 +20,13 @@ COMPILER_OPTIONS = {"xla_backend_optimization_level": "0"}
 
 
 def tiny_config(**changes) -> model_config.ModelConfig:
-    """Four query heads over two key/value heads; `changes` replace fields."""
+    """Four query heads over two key/value heads; `changes` replace fields, the family by its name."""
     fields = dict(
         family="qwen2", vocab_size=64, width=64, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48,
         rope_theta=100.0, norm_eps=1e-6, tied_embeddings=True, max_positions=64,
     )  # fmt: skip
-    return model_config.ModelConfig(**fields | changes)
+    fields |= changes
+    return model_config.ModelConfig(**fields | {"family": catalog.FAMILIES[fields["family"]]})
 
 
 def random_params(config: model_config.ModelConfig, seed: int, kind: type = decoder.Policy) -> decoder.Params:
@@ -65,6 +67,12 @@ def log_softmax(x):
 
 def _norm(x, scale, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+GATES = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu_pytorch_tanh": lambda x: x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
+}
 
 
 def _frequencies(c):
@@ -116,8 +124,7 @@ def run(params: decoder.Params, c: model_config.ModelConfig, tokens) -> tuple[np
             attention[layer, head] = np.exp(log_softmax(scores))
             x = x + attention[layer, head] @ v @ w["wo"][:, head].T
         y = _norm(x, w["mlp_norm"], c.norm_eps)
-        gate = y @ w["gate"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"].T)) @ w["down"].T
+        x = x + (GATES[c.activation](y @ w["gate"].T) * (y @ w["up"].T)) @ w["down"].T
     return _norm(x, body["norm"], c.norm_eps), attention
 
 

@@ -21,7 +21,7 @@ import transformers
 from configs import quickstart
 from searchr1_jax import export
 from searchr1_jax.core import settings
-from searchr1_jax.models import config as model_config
+from searchr1_jax.models import catalog
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.models import tensor_files
@@ -53,7 +53,7 @@ def run(tagged_tokenizer, tmp_path_factory):
     with jax.set_mesh(laptop):
         checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=2)
         about = progress.About(
-            model=model_config.to_hf(MODEL, dtype="float32"), base="Ada/base-2b", has_value_model=True, stream={},
+            model=catalog.to_hf(MODEL, dtype="float32"), base="Ada/base-2b", has_value_model=True, stream={},
             tools=["search", "note"], step=0, owed=None, course=progress.Course(kl_coefficient=0.0),
         )  # fmt: skip
         for step in (4, 6):

@@ -21,7 +21,7 @@ from configs import search_r1  # noqa: E402
 from searchr1_jax.core import parallel  # noqa: E402
 from searchr1_jax.core import types  # noqa: E402
 from searchr1_jax.learning import update  # noqa: E402
-from searchr1_jax.models import config as model_config  # noqa: E402
+from searchr1_jax.models import catalog  # noqa: E402
 from searchr1_jax.models import decoder  # noqa: E402
 from searchr1_jax.rollout import hand_over  # noqa: E402
 from searchr1_jax.rollout import programs  # noqa: E402
@@ -31,7 +31,7 @@ from searchr1_jax.text import stop_table  # noqa: E402
 COMPUTE = decoder.Compute(dtype=jnp.bfloat16, remat=True, attention="splash")
 TOKENS = 4096  # of a row, and of a sequence that acts
 GIGABYTE = 1e9
-SEVEN_B = model_config.SIZES["qwen2.5-7b"]
+SEVEN_B = catalog.SIZES["qwen2.5-7b"]
 SHAPES = programs.Shapes(slots=64, context=TOKENS, decode_tokens=32, extend_rows=8, extend_chunks=(64, 512), group=5)
 
 
@@ -43,7 +43,7 @@ def compiled(size: str, *, rows: int, tensor: int):
     """Loss and gradient of a model on 16 chips of v5e, compiled; and what a chip would hold of each stacked
     parameter gathered whole, dimensions sorted."""
     with jax.set_mesh(parallel.make_mesh(data=1, fsdp=-1, tensor=tensor, devices=chips("v5e:4x4"))):
-        graph, params = decoder.abstract(decoder.Policy, model_config.SIZES[size])
+        graph, params = decoder.abstract(decoder.Policy, catalog.SIZES[size])
         layout = jax.sharding.NamedSharding(jax.sharding.get_mesh(), parallel.spec("batch", None))
         ints, floats = (jax.ShapeDtypeStruct((rows, TOKENS), d, sharding=layout) for d in (jnp.int32, jnp.float32))
 
@@ -53,7 +53,7 @@ def compiled(size: str, *, rows: int, tensor: int):
             return jnp.sum(weight * (logp + 0.001 * entropy))
 
         gradient = jax.jit(jax.value_and_grad(loss))
-        _, used = decoder.abstract(decoder.Policy, model_config.SIZES[size], gathered=True)
+        _, used = decoder.abstract(decoder.Policy, catalog.SIZES[size], gathered=True)
         stacked = [leaf for leaf in jax.tree.leaves(used["decoder"]["layers"]) if len(leaf.shape) > 2]
         whole = {tuple(sorted(leaf.sharding.shard_shape(leaf.shape))) for leaf in stacked}
         return gradient.lower(params, ints, ints, ints, floats).compile(), whole

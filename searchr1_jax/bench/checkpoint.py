@@ -61,11 +61,11 @@ def make(directory: pathlib.Path, size: str, dtype: str) -> int:
     import numpy as np
 
     from searchr1_jax.core import parallel
-    from searchr1_jax.models import config
+    from searchr1_jax.models import catalog
     from searchr1_jax.models import decoder
     from searchr1_jax.models import hf
 
-    model = config.SIZES[size]
+    model = catalog.SIZES[size]
     with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1)):
         _, abstract = decoder.abstract(decoder.Policy, model, np.dtype(dtype))
     # One layer's random numbers serve all layers: a broadcast takes no memory.

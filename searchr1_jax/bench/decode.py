@@ -26,6 +26,7 @@ from searchr1_jax.bench import hugging_face
 from searchr1_jax.core import parallel
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
+from searchr1_jax.models.families import qwen2
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
@@ -33,7 +34,7 @@ from searchr1_jax.text import protocol
 from searchr1_jax.text import stop_table
 
 MODEL = model_config.ModelConfig(
-    family="qwen2", vocab_size=32_000, width=512, layers=8, heads=8, kv_heads=4, head_dim=64, mlp_width=2_048,
+    family=qwen2.FAMILY, vocab_size=32_000, width=512, layers=8, heads=8, kv_heads=4, head_dim=64, mlp_width=2_048,
     rope_theta=1e6, norm_eps=1e-6, tied_embeddings=True, max_positions=4_096,
 )  # fmt: skip
 ROWS, PROMPT, NEW = 16, 64, 128

@@ -48,6 +48,7 @@ from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
+from searchr1_jax.models.families import qwen2
 from searchr1_jax.rollout import engine as engine_lib
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
@@ -66,7 +67,7 @@ class Packing:
     """
 
     model: model_config.ModelConfig = model_config.ModelConfig(
-        family="qwen2", vocab_size=2_048, width=512, layers=1, heads=1, kv_heads=1, head_dim=64, mlp_width=2_048,
+        family=qwen2.FAMILY, vocab_size=2_048, width=512, layers=1, heads=1, kv_heads=1, head_dim=64, mlp_width=2_048,
         rope_theta=1e6, norm_eps=1e-6, tied_embeddings=True, max_positions=4_096,
     )  # fmt: skip
     trajectories: int = 128
@@ -222,7 +223,7 @@ class Projections:
 
     def __init__(self, p: Projection):
         self.model = model_config.ModelConfig(
-            family="qwen2", vocab_size=p.vocab_size, width=p.width, layers=0, heads=2, kv_heads=2, head_dim=64,
+            family=qwen2.FAMILY, vocab_size=p.vocab_size, width=p.width, layers=0, heads=2, kv_heads=2, head_dim=64,
             mlp_width=64, rope_theta=1e6, norm_eps=1e-6, tied_embeddings=False, max_positions=p.row_tokens,
         )  # fmt: skip
         self._graph, self.abstract = decoder.abstract(decoder.Policy, self.model)

@@ -46,6 +46,7 @@ from searchr1_jax.bench import workload as workload_lib
 from searchr1_jax.core import parallel
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
+from searchr1_jax.models.families import qwen2
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import programs
 from searchr1_jax.rollout import sampling
@@ -54,7 +55,7 @@ from searchr1_jax.text import stop_table
 
 # 20.4M parameters, 12.3M of them in the embedding; the ratios of widths and heads are near those of Qwen2.5-1.5B.
 MODEL = model_config.ModelConfig(
-    family="qwen2", vocab_size=32_000, width=384, layers=3, heads=6, kv_heads=1, head_dim=64, mlp_width=2_048,
+    family=qwen2.FAMILY, vocab_size=32_000, width=384, layers=3, heads=6, kv_heads=1, head_dim=64, mlp_width=2_048,
     rope_theta=1e6, norm_eps=1e-6, tied_embeddings=True, max_positions=4_096,
 )  # fmt: skip
 MAX_TURN_TOKENS = 500  # the budget that the reference decodes

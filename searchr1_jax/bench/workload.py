@@ -159,7 +159,7 @@ class Environment(environment.Environment):
     """The environment of a workload: the closing token tells the turn, and passages have nothing around them."""
 
     def __init__(self, workload: Workload):
-        super().__init__(protocol.Protocol(information="{docs}"), [Library(workload)])
+        super().__init__(settings_lib.Protocol(information="{docs}"), [Library(workload)])
         self._workload = workload
 
     def act(self, turn_text: str, turns_left: int) -> environment.Outcome:

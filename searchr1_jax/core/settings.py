@@ -69,6 +69,9 @@ class Data:
 @section()
 class Model:
     path: str = key("base")  # Hugging Face directory or hub id: what training starts from, and the KL's reference
+    # "package.module:NAME" of a family of one's own (docs/models.md); empty: a row of models.catalog.FAMILIES, by the
+    # model_type of config.json.
+    family: str = key("", base=True)
     param_dtype: str = key("float32", choices=DTYPES, base=True)  # of the learner's weights and optimizer moments
     compute_dtype: str = key("float32", choices=DTYPES, resume=ACCEPTED, base=True)  # of the learner's arithmetic
     reference_dtype: str = key("float32", choices=DTYPES, resume=ACCEPTED)  # of the reference's weights

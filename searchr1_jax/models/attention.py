@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +50,10 @@ def splash(q_BTNH, k_BTKH, v_BTKH, segment_BT, *, interpret: bool = False) -> ja
     padded = -(-time // _LANES) * _LANES
     block = next(size for size in (_BLOCK, 384, 256, _LANES) if padded % size == 0)
     sizes = ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")  # of the forward and the two backward kernels
-    blocks = {f"block_{name}": block for name in sizes}
+    blocks: dict[str, Any] = {f"block_{name}": block for name in sizes}
     mask = splash_attention_mask.CausalMask((padded, padded))
-    kernel = splash_attention_kernel.make_splash_mqa_single_device(
+    # Any: as declared, a kernel returns statistics too, and a size may be a layout.
+    kernel: Any = splash_attention_kernel.make_splash_mqa_single_device(
         splash_attention_mask.MultiHeadMask([mask] * (heads // kv_heads)),
         block_sizes=splash_attention_kernel.BlockSizes(**blocks),
         interpret=interpret,

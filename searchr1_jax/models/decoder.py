@@ -75,11 +75,11 @@ class Layers(Weights):
         declare("wk", shape=(n, kv, h, d), axes=("layers", "kv_heads", "head_dim", "embed"), initialiser=_normal(d))
         declare("wv", shape=(n, kv, h, d), axes=("layers", "kv_heads", "head_dim", "embed"), initialiser=_normal(d))
         declare("wo", shape=(n, d, heads, h), axes=("layers", "embed", "heads", "head_dim"), initialiser=_normal(d))
-        if c.attention_bias:
+        if c.family.attention_bias:
             declare("bq", shape=(n, heads, h), axes=("layers", "heads", "head_dim"), initialiser=zeros)
             declare("bk", shape=(n, kv, h), axes=("layers", "kv_heads", "head_dim"), initialiser=zeros)
             declare("bv", shape=(n, kv, h), axes=("layers", "kv_heads", "head_dim"), initialiser=zeros)
-        if c.qk_norm:
+        if c.family.qk_norm:
             declare("q_norm", shape=(n, h), axes=("layers", "head_dim"), initialiser=ones)
             declare("k_norm", shape=(n, h), axes=("layers", "head_dim"), initialiser=ones)
         declare("mlp_norm", shape=(n, d), axes=("layers", "norm"), initialiser=ones)
@@ -96,9 +96,9 @@ class Layers(Weights):
         q = jnp.einsum("BTD,NHD->BTNH", y, self.use("wq", dtype))
         k = jnp.einsum("BTD,KHD->BTKH", y, self.use("wk", dtype))
         v = jnp.einsum("BTD,KHD->BTKH", y, self.use("wv", dtype))
-        if c.attention_bias:
+        if c.family.attention_bias:
             q, k, v = q + self.use("bq", dtype), k + self.use("bk", dtype), v + self.use("bv", dtype)
-        if c.qk_norm:
+        if c.family.qk_norm:
             q = layers.rms_norm(q, self.use("q_norm"), c.norm_eps)
             k = layers.rms_norm(k, self.use("k_norm"), c.norm_eps)
         attended, carry = attend(layers.rotate(q, cos, sin), layers.rotate(k, cos, sin), v)
@@ -107,7 +107,9 @@ class Layers(Weights):
         y = layers.rms_norm(x_BTD, self.use("mlp_norm"), c.norm_eps)
         gate = jnp.einsum("BTD,FD->BTF", y, self.use("gate", dtype))
         up = jnp.einsum("BTD,FD->BTF", y, self.use("up", dtype))
-        down = jnp.einsum("BTF,DF->BTD", jax.nn.silu(gate) * up, self.use("down", dtype), out_sharding=rows)
+        down = jnp.einsum(
+            "BTF,DF->BTD", layers.ACTIVATIONS[c.activation](gate) * up, self.use("down", dtype), out_sharding=rows
+        )
         return x_BTD + down, carry
 
 
@@ -233,11 +235,11 @@ class Value(Weights):
 
 
 def abstract(
-    kind: type, c: model_config.ModelConfig, dtype: jnp.dtype = jnp.float32, *, gathered: bool = False
+    kind: type, c: Any, dtype: jnp.dtype = jnp.float32, *, gathered: bool = False
 ) -> tuple[nnx.GraphDef, Params]:
     """The model's structure, and its weights as `ShapeDtypeStruct`s with their shardings on the mesh in use.
 
-    `gathered` weights are whole over fsdp, as acting keeps them.
+    `c` is the config that a `kind` is made of; `gathered` weights are whole over fsdp, as acting keeps them.
 
     Raises:
       ValueError: where the model does not divide over the mesh.

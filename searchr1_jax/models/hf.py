@@ -4,12 +4,12 @@
     pure dict ─ save ─▶ directory
 
 Our parameters are those of the checkpoint, stacked over layers, with heads apart from their width: a tensor and its
-parameter differ by a reshape, never by a transposition. `_TENSORS` is the whole mapping.
+parameter differ by a reshape, never by a transposition. The whole mapping is the family's `tensors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 import json
 import math
@@ -22,60 +22,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
+from searchr1_jax.models import catalog
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import tensor_files
 
-Path = tuple[str, ...]
-
 _READERS = 4  # threads
-
-_LAYER = "model.layers.{layer}."
-# Our parameter -> the checkpoint's tensor, and how many of our dimensions (layers aside) make its first one.
-_TENSORS: dict[Path, tuple[str, int]] = {
-    ("decoder", "embedding"): ("model.embed_tokens.weight", 1),
-    ("decoder", "norm"): ("model.norm.weight", 1),
-    ("head",): ("lm_head.weight", 1),
-    ("decoder", "layers", "attention_norm"): (_LAYER + "input_layernorm.weight", 1),
-    ("decoder", "layers", "wq"): (_LAYER + "self_attn.q_proj.weight", 2),  # [N, H, D] of [N * H, D]
-    ("decoder", "layers", "wk"): (_LAYER + "self_attn.k_proj.weight", 2),
-    ("decoder", "layers", "wv"): (_LAYER + "self_attn.v_proj.weight", 2),
-    ("decoder", "layers", "bq"): (_LAYER + "self_attn.q_proj.bias", 2),
-    ("decoder", "layers", "bk"): (_LAYER + "self_attn.k_proj.bias", 2),
-    ("decoder", "layers", "bv"): (_LAYER + "self_attn.v_proj.bias", 2),
-    ("decoder", "layers", "q_norm"): (_LAYER + "self_attn.q_norm.weight", 1),
-    ("decoder", "layers", "k_norm"): (_LAYER + "self_attn.k_norm.weight", 1),
-    ("decoder", "layers", "wo"): (_LAYER + "self_attn.o_proj.weight", 1),  # [D, N, H] of [D, N * H]
-    ("decoder", "layers", "mlp_norm"): (_LAYER + "post_attention_layernorm.weight", 1),
-    ("decoder", "layers", "gate"): (_LAYER + "mlp.gate_proj.weight", 1),
-    ("decoder", "layers", "up"): (_LAYER + "mlp.up_proj.weight", 1),
-    ("decoder", "layers", "down"): (_LAYER + "mlp.down_proj.weight", 1),
-}
+_STACKED = "{layer}"  # in the name of a tensor that each layer has
 _VALUE_HEAD = "value_head.weight"
 
 
 class _Stored(NamedTuple):
     """A checkpoint's tensor as our parameters see it."""
 
-    path: Path
+    path: str  # dotted
     layer: int | None  # None: not stacked
     shape: tuple[int, ...]  # in the file
 
 
-def _path(key_path: Any) -> Path:
-    return tuple(key.key for key in key_path)
+def _path(key_path: Any) -> str:
+    return ".".join(key.key for key in key_path)
+
+
+def _tensors(config: model_config.ModelConfig, kind: type) -> Mapping[str, tuple[str, int]]:
+    """The family's table; the head of a value model is a tensor of ours."""
+    table = config.family.tensors
+    return {**table, "head": (_VALUE_HEAD, 0)} if kind is decoder.Value else table
 
 
 def _stored(config: model_config.ModelConfig, abstract: decoder.Params, kind: type) -> dict[str, _Stored]:
     """Name → tensor for all parameters, in a fixed order."""
-    tensors = {}
+    table, tensors = _tensors(config, kind), {}
     for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         path = _path(key_path)
-        if path == ("head",) and kind is decoder.Value:
-            tensors[_VALUE_HEAD] = _Stored(path, None, (1, *leaf.shape))
-            continue
-        name, joined = _TENSORS[path]
-        stacked = "layers" in path
+        if path not in table:
+            raise ValueError(f"family {config.family.name!r} has no tensor for {path}; add the row to its `tensors`")
+        name, joined = table[path]
+        stacked = _STACKED in name
         dims = leaf.shape[stacked:]
         shape = (int(np.prod(dims[:joined])),) + ((int(np.prod(dims[joined:])),) if dims[joined:] else ())
         for i in range(config.layers) if stacked else [None]:
@@ -108,9 +91,11 @@ def directory(name: str) -> pathlib.Path:
         raise ValueError(f"{name!r} is no directory, and the hub did not give it: {error}") from error
 
 
-def read_config(directory: str | pathlib.Path) -> model_config.ModelConfig:
+def read_config(directory: str | pathlib.Path, family: str = "") -> model_config.ModelConfig:
     """The `ModelConfig` of a Hugging Face directory.
 
+    Args:
+      family: as in `catalog.from_hf`.
     Raises:
       ValueError: where there is no config.json, or it asks for what is not implemented.
     """
@@ -118,42 +103,45 @@ def read_config(directory: str | pathlib.Path) -> model_config.ModelConfig:
     if not path.is_file():
         raise ValueError(f"{directory} is no Hugging Face model directory: it has no config.json; set model.path")
     try:
-        return model_config.from_hf(json.loads(path.read_text()))
+        return catalog.from_hf(json.loads(path.read_text()), family)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); fetch or export the model again") from error
 
 
 def load(
-    directory: str | pathlib.Path, *, kind: type = decoder.Policy, dtype: jnp.dtype = jnp.float32
+    directory: str | pathlib.Path,
+    config: model_config.ModelConfig | None = None,
+    *,
+    kind: type = decoder.Policy,
+    dtype: jnp.dtype = jnp.float32,
 ) -> decoder.Params:
     """A model's weights, each parameter straight into its shards on the mesh in use, one at a time.
 
     Each process reads the slices that its own devices hold. A value model takes its body from a policy's checkpoint,
     and its head too where the checkpoint has one; else the head is zero.
 
+    Args:
+      config: what `read_config` gave; None reads it.
     Raises:
       ValueError: listing all missing, unexpected and wrongly shaped tensors before anything is allocated.
     """
     directory = pathlib.Path(directory)
-    config = read_config(directory)
+    config = config or read_config(directory)
     where = tensor_files.find(directory)
     _, abstract = decoder.abstract(kind, config, dtype)
     _check(directory, config, kind, abstract, where)
+    table = _tensors(config, kind)
 
     def parameter(key_path, target):
-        path = _path(key_path)
-        if path == ("head",) and kind is decoder.Value:
-            name, stacked = _VALUE_HEAD, False
-            if name not in where:
-                return jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
-        else:
-            name, stacked = _TENSORS[path][0], "layers" in path
+        name, _ = table[_path(key_path)]
+        if name == _VALUE_HEAD and name not in where:
+            return jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
         shards: dict[tuple, np.ndarray] = {}  # replicas share what was read
 
         def shard(index):
             key = tuple((s.start, s.stop) for s in index)
             if key not in shards:
-                shards[key] = _read(where, name, target, index, stacked)
+                shards[key] = _read(where, name, target, index)
             return shards[key]
 
         array = jax.make_array_from_callback(target.shape, target.sharding, shard)
@@ -162,8 +150,9 @@ def load(
     return jax.tree_util.tree_map_with_path(parameter, abstract)
 
 
-def _read(where, name: str, target: jax.ShapeDtypeStruct, index: tuple[slice, ...], stacked: bool) -> np.ndarray:
+def _read(where, name: str, target: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> np.ndarray:
     """The slice of a parameter, layer by layer in a few threads: reading lets go of the interpreter."""
+    stacked = _STACKED in name
     dims, part = target.shape[stacked:], index[stacked:]
     shape = [len(range(size)[cut]) for size, cut in zip(dims, part, strict=True)]
     if not stacked:
@@ -191,13 +180,12 @@ def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 def _check(directory, config, kind, abstract, where) -> None:
     expected = _stored(config, abstract, kind)
-    if kind is decoder.Value:
-        if _VALUE_HEAD not in where:  # a fresh one will do
-            expected.pop(_VALUE_HEAD)
-        allowed = {"lm_head.weight"}
-    else:
-        # A tied head may be stored all the same; it is the embedding once more.
-        allowed = {"lm_head.weight"} if config.tied_embeddings else set()
+    # A head that is stored and not read: beside a tied embedding it is that once more, and no value model's.
+    allowed = set()
+    if kind is decoder.Value or config.tied_embeddings:
+        allowed = {name for path, (name, _) in config.family.tensors.items() if path == "head"}
+    if kind is decoder.Value and _VALUE_HEAD not in where:  # a fresh one will do
+        expected.pop(_VALUE_HEAD)
     faults = [f"missing {name}" for name in expected if name not in where]
     faults += [f"unexpected {name}" for name in sorted(set(where) - set(expected) - allowed)]
     for name, tensor in expected.items():
@@ -243,7 +231,7 @@ def save(
         return
     directory.mkdir(parents=True, exist_ok=True)
     eos = sorted(eos_ids)
-    settings = model_config.to_hf(config, dtype=str(dtype), eos_token_id=eos[0] if eos else None)
+    settings = catalog.to_hf(config, dtype=str(dtype), eos_token_id=eos[0] if eos else None)
     (directory / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     generation = {"eos_token_id": eos, "stop_strings": list(stop_strings), "do_sample": False}
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")

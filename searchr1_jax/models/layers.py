@@ -16,6 +16,9 @@ from searchr1_jax.core import parallel
 from searchr1_jax.models import attention
 from searchr1_jax.models import config as model_config
 
+# By the names of config.json. SwiGLU's and GeGLU's (Shazeer, 2020), the latter with tanh for the normal distribution's.
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
 
 def embed(table_VD: jax.Array, token_BT: jax.Array) -> jax.Array:
     """The tokens' rows of the table, [B, T, D]; each shard of the vocabulary looks up its own, and the rest is zero.

@@ -49,7 +49,7 @@ class StoredTensor:
             return
         # Whole rows lie together: one read, without the page faults of a map.
         row = math.prod(shape[1:]) * self.dtype.itemsize
-        target = memoryview(out.reshape(-1).view(np.uint8))
+        target = out.reshape(-1).view(np.uint8).data
         with open(self.file, "rb", buffering=0) as file:
             file.seek(self.offset + range(shape[0])[index[0]].start * row)
             place = 0

@@ -66,7 +66,7 @@ class Engine:
                 weights,
                 parallel.device_bytes(self._programs.abstract_state()),
                 parallel.device_memory(self.mesh),
-                what=f"{config.family} {config.width}x{config.layers} in {jnp.dtype(dtype).name}",
+                what=f"{config.family.name} {config.width}x{config.layers} in {jnp.dtype(dtype).name}",
             )
             self._stops = self._programs.stops(eos_ids)
         self.shards, self.rows_per_shard = self._programs.shards, self._programs.rows_per_shard

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from searchr1_jax.core import parallel
 from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.models import catalog
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
@@ -58,11 +59,12 @@ def load(
     """
     if model:
         path = hf.directory(model)
-        params = hf.load(path, dtype=jnp.dtype(settings.model.param_dtype))
-        return Loaded(hf.read_config(path), tokenizer.Tokenizer.load(path), params, str(model), None)
-    about, params, origin = restore(settings, workdir, "policy", step=step)
+        shape = hf.read_config(path, settings.model.family)
+        params = hf.load(path, shape, dtype=jnp.dtype(settings.model.param_dtype))
+        return Loaded(shape, tokenizer.Tokenizer.load(path), params, str(model), None)
+    about, shape, params, origin = restore(settings, workdir, "policy", step=step)
     tokens = tokenizer.Tokenizer.load(workdir / run_directory.TOKENIZER)
-    return Loaded(model_config.from_hf(about.model), tokens, params, origin, about)
+    return Loaded(shape, tokens, params, origin, about)
 
 
 KINDS = {"policy": decoder.Policy, "value": decoder.Value}
@@ -70,8 +72,8 @@ KINDS = {"policy": decoder.Policy, "value": decoder.Value}
 
 def restore(
     settings: settings_lib.Settings, workdir: pathlib.Path, name: str, *, step: int | None = None
-) -> tuple[progress.About, decoder.Params, str]:
-    """One model of a checkpoint, of KINDS: what the checkpoint says of itself, the weights, and their origin in words.
+) -> tuple[progress.About, model_config.ModelConfig, decoder.Params, str]:
+    """One model of a checkpoint, of KINDS: what the checkpoint says of itself, shape, weights, and origin in words.
 
     Raises:
       ValueError: where there is no such checkpoint.
@@ -88,9 +90,10 @@ def restore(
         if name == "value" and not about.has_value_model:
             raise ValueError(f"{workdir}/checkpoints/{chosen} has no value model; leave out --value")
         dtype = jnp.dtype(settings.model.param_dtype)
-        _, abstract = decoder.abstract(KINDS[name], model_config.from_hf(about.model), dtype)
+        shape = catalog.from_hf(about.model, settings.model.family)
+        _, abstract = decoder.abstract(KINDS[name], shape, dtype)
         params = checkpoints.restore(chosen, {name: abstract})[0][name]
-    return about, params, f"{workdir}/checkpoints/{chosen}"
+    return about, shape, params, f"{workdir}/checkpoints/{chosen}"
 
 
 def save(

@@ -70,6 +70,16 @@ def test_entry_t_is_the_log_prob_of_token_t_given_the_tokens_before_it(laptop, h
         np.testing.assert_allclose(logp[place][1:], slow[1:], err_msg=name, **EXACT)
 
 
+def test_the_gate_has_the_activation_that_the_config_names(laptop):
+    config = slow_decoder.tiny_config(vocab_size=50, activation="gelu_pytorch_tanh")
+    graph, params = decoder.abstract(decoder.Policy, config)[0], slow_decoder.random_params(config, SEED)
+    placed = slow_decoder.on_mesh(config, params), parallel.to_mesh(tuple(rows()), "batch", None)
+    logp, _ = jax.device_get(_statistics(graph, *placed, 1.0, 8, False))
+    slow = slow_decoder.token_logp(params, config, A)
+    np.testing.assert_allclose(logp[PLACES["a"]][1:], slow[1:], **EXACT)
+    assert np.abs(slow - slow_decoder.token_logp(params, CONFIG, A))[1:].max() > 1e-3
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_entropy_t_is_that_of_the_distribution_token_t_came_from(laptop, host_params, temperature):
     _, entropy = statistics(host_params, temperature=temperature)

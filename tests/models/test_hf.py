@@ -4,6 +4,7 @@
 compared live, and what `save` writes is loaded by transformers.
 """
 
+import dataclasses
 import fnmatch
 import json
 import pathlib
@@ -141,7 +142,7 @@ def test_an_exported_model_has_its_logits_in_transformers(laptop, golden, make_h
     config, stored = hf.read_config(golden), np.load(golden / "logits.npz")
     saved(tmp_path, config, hf.load(golden), max_shard_bytes=5_000)
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(loading.values()) and type(model).__name__.lower().startswith(config.family)
+    assert not any(loading.values()) and type(model).__name__.lower().startswith(config.family.name)
     difference = np.abs(make_hf_logits.logits(model, stored["tokens"]) - stored["logits"])
     assert difference.max() <= TOLERANCE
 
@@ -306,6 +307,14 @@ def test_every_missing_unexpected_and_misshapen_tensor_is_listed_at_once(laptop,
         "unexpected visual.weight",
     ]
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_parameter_that_the_family_has_no_tensor_for_is_named(laptop, tmp_path):
+    config = slow_decoder.tiny_config()
+    tensors = {path: tensor for path, tensor in config.family.tensors.items() if path != "decoder.layers.bk"}
+    config = dataclasses.replace(config, family=dataclasses.replace(config.family, tensors=tensors))
+    with pytest.raises(ValueError, match="family 'qwen2' has no tensor for decoder.layers.bk; add the row"):
+        saved(tmp_path, config, slow_decoder.random_params(config, 0))
 
 
 @pytest.mark.parametrize("left", [0, 5, 1000, -1])

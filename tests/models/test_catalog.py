@@ -1,4 +1,4 @@
-"""config.json in and out, and what is refused."""
+"""config.json in and out, the published sizes, and what is refused."""
 
 import dataclasses
 
@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from searchr1_jax.models import catalog
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import layers
+from searchr1_jax.models.families import llama
 
 # Qwen/Qwen2.5-3B's config.json, as transformers 4 wrote it.
 QWEN_3B = {
@@ -20,25 +22,25 @@ QWEN_3B = {
     "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
 }  # fmt: skip
 QWEN_3B_OURS = model_config.ModelConfig(
-    family="qwen2", vocab_size=151936, width=2048, layers=36, heads=16, kv_heads=2, head_dim=128,
+    family=catalog.FAMILIES["qwen2"], vocab_size=151936, width=2048, layers=36, heads=16, kv_heads=2, head_dim=128,
     mlp_width=11008, rope_theta=1e6, norm_eps=1e-6, tied_embeddings=True, max_positions=32768,
 )  # fmt: skip
 
 
 def test_a_published_config_is_read_field_by_field():
-    assert model_config.from_hf(QWEN_3B) == QWEN_3B_OURS
+    assert catalog.from_hf(QWEN_3B) == QWEN_3B_OURS
 
 
 def test_the_rope_parameters_of_transformers_5_mean_the_same():
     new = {k: v for k, v in QWEN_3B.items() if k != "rope_theta"}
     new["rope_parameters"] = {"rope_type": "default", "rope_theta": 1000000.0}
-    assert model_config.from_hf(new) == QWEN_3B_OURS
+    assert catalog.from_hf(new) == QWEN_3B_OURS
 
 
 @pytest.mark.parametrize("odd", [{}, {"head_dim": 96}, {"kv_heads": 16}, {"tied_embeddings": False, "rope_theta": 1e4}])
 def test_what_is_written_reads_back_the_same(odd):
     config = dataclasses.replace(QWEN_3B_OURS, **odd)
-    assert model_config.from_hf(model_config.to_hf(config, dtype="float32")) == config
+    assert catalog.from_hf(catalog.to_hf(config, dtype="float32")) == config
 
 
 # meta-llama/Llama-3.2-1B's config.json, as transformers 4 wrote it.
@@ -71,9 +73,9 @@ QWEN3_8B = {
     "published, size", [(LLAMA_1B, "llama-3.2-1b"), (QWEN3_8B, "qwen3-8b"), (QWEN_3B, "qwen2.5-3b")]
 )
 def test_named_sizes_are_the_published_models(published, size):
-    assert model_config.from_hf(published) == model_config.SIZES[size]
-    written = model_config.to_hf(model_config.SIZES[size], dtype="bfloat16")
-    assert model_config.from_hf(written) == model_config.SIZES[size]
+    assert catalog.from_hf(published) == catalog.SIZES[size]
+    written = catalog.to_hf(catalog.SIZES[size], dtype="bfloat16")
+    assert catalog.from_hf(written) == catalog.SIZES[size]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_named_sizes_are_the_published_models(published, size):
     ],
 )  # fmt: skip
 def test_named_sizes_have_the_published_number_of_parameters(laptop, size, billions):
-    _, abstract = decoder.abstract(decoder.Policy, model_config.SIZES[size])
+    _, abstract = decoder.abstract(decoder.Policy, catalog.SIZES[size])
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract))
     assert count / 1e9 == pytest.approx(billions, abs=0.006)
 
@@ -106,17 +108,22 @@ def test_the_slow_frequencies_of_llama3_are_stretched_as_transformers_4_does():
 
 def test_a_config_that_lacks_a_key_names_it():
     with pytest.raises(ValueError, match="hidden_size"):
-        model_config.from_hf({k: v for k, v in QWEN_3B.items() if k != "hidden_size"})
+        catalog.from_hf({k: v for k, v in QWEN_3B.items() if k != "hidden_size"})
+
+
+def test_qwen3_has_heads_of_128_where_its_config_states_no_width():
+    stated = {k: v for k, v in QWEN3_8B.items() if k != "head_dim"} | {"num_attention_heads": 64}
+    assert catalog.from_hf(stated).head_dim == catalog.from_hf(stated | {"head_dim": None}).head_dim == 128
 
 
 def test_without_key_value_heads_each_query_head_has_its_own():
     plain = {k: v for k, v in QWEN_3B.items() if k != "num_key_value_heads"}
-    assert model_config.from_hf(plain).kv_heads == 16
+    assert catalog.from_hf(plain).kv_heads == 16
 
 
 def test_what_is_left_out_has_the_value_that_transformers_gives_it():
     left_out = ("rope_theta", "rms_norm_eps", "tie_word_embeddings", "hidden_act", "use_sliding_window")
-    config = model_config.from_hf({k: v for k, v in QWEN_3B.items() if k not in left_out})
+    config = catalog.from_hf({k: v for k, v in QWEN_3B.items() if k not in left_out})
     assert (config.rope_theta, config.norm_eps, config.tied_embeddings) == (10_000.0, 1e-6, False)
 
 
@@ -139,18 +146,17 @@ def test_what_is_left_out_has_the_value_that_transformers_gives_it():
 )
 def test_what_is_not_implemented_is_refused_by_name(changes, named):
     with pytest.raises(ValueError, match=named):
-        model_config.from_hf(QWEN_3B | changes)
+        catalog.from_hf(QWEN_3B | changes)
 
 
 def test_all_that_is_not_implemented_is_named_at_once():
     with pytest.raises(ValueError, match="rope type 'yarn'.*sliding window 32768"):
-        model_config.from_hf(QWEN_3B | {"rope_scaling": {"type": "yarn"}, "use_sliding_window": True})
+        catalog.from_hf(QWEN_3B | {"rope_scaling": {"type": "yarn"}, "use_sliding_window": True})
 
 
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"family": "mamba"}, "'mamba'"),
         ({"heads": 3}, "3 query heads do not divide over 2"),
         ({"head_dim": 5}, "head_dim 5 is odd"),
     ],
@@ -158,3 +164,34 @@ def test_all_that_is_not_implemented_is_named_at_once():
 def test_impossible_shapes_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(QWEN_3B_OURS, **changes)
+
+
+# A family of one's own.
+
+MISTRAL = dataclasses.replace(llama.FAMILY, name="mistral", architecture="MistralForCausalLM")
+OURS = f"{__name__}:MISTRAL"
+
+
+def test_a_family_of_ones_own_reads_its_model_type_and_says_so_in_what_it_writes():
+    config = catalog.from_hf(LLAMA_1B | {"model_type": "mistral"}, OURS)
+    assert config == dataclasses.replace(catalog.SIZES["llama-3.2-1b"], family=MISTRAL)
+    written = catalog.to_hf(config, dtype="float32")
+    assert (written["model_type"], written["architectures"]) == ("mistral", ["MistralForCausalLM"])
+    assert catalog.from_hf(written, OURS) == config
+
+
+@pytest.mark.parametrize(
+    "model_type, family, said",
+    [
+        ("mistral", "", "model_type 'mistral' is not implemented; choose from .*'llama'.*own in model.family"),
+        ("llama", OURS, f"'{OURS}', which reads model_type 'mistral', but config.json is of model_type 'llama'"),
+        ("mistral", "llama", "'llama', which reads model_type 'llama', but config.json is of model_type 'mistral'"),
+        ("mistral", "mistral", "model.family is 'mistral'; choose from qwen2, qwen3, llama, package.module:name"),
+        ("mistral", f"{__name__}:NONE", "model.family is .*NONE', which could not be imported .*no attribute 'NONE'"),
+        ("mistral", "nowhere:MISTRAL", "could not be imported .No module named 'nowhere'"),
+        ("mistral", f"{__name__}:LLAMA_1B", "model.family is .*LLAMA_1B', which is {.*name a models.config.Family"),
+    ],
+)
+def test_a_family_that_is_not_there_or_not_the_models_is_named(model_type, family, said):
+    with pytest.raises(ValueError, match=said):
+        catalog.from_hf(LLAMA_1B | {"model_type": model_type}, family)
