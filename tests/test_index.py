@@ -86,12 +86,12 @@ def test_two_processes_build_what_one_does(corpus, index, tmp_path):
 
 
 def test_where_one_process_fails_both_end_with_its_error(corpus, tmp_path):
-    (tmp_path / "bm25.partial").touch()  # where the first one wants to make a directory
+    (tmp_path / "encoder").touch()  # where the first one wants to make a directory
     build = ["-m", "searchr1_jax.index", "build", f"--index={tmp_path}", f"--corpus={corpus}", "--parts=exact,bm25"]
     running = processes.start_verb_twice(build)
     said = [process.communicate(timeout=60)[1] for process in running]
     assert [process.returncode for process in running] == [1, 1], said
-    assert "error: [Errno 17] File exists" in said[0] and "error: another process failed: FileExists" in said[1]
+    assert "error: [Errno 20] Not a directory" in said[0] and "another process failed: NotADirectory" in said[1]
 
 
 def test_a_finished_index_is_left_as_it_is(corpus, index):

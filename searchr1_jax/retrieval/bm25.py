@@ -14,13 +14,13 @@ from collections.abc import Callable
 import dataclasses
 import logging
 import os
-import pathlib
 import re
 import threading
 import time
 
 import numpy as np
 
+from searchr1_jax.core import files
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import corpus as corpora
 
@@ -90,7 +90,7 @@ def build(
         )
     index = bm25s.BM25(method="lucene", k1=K1, b=B, csc_backend="numpy")
     index.index((documents, number), create_empty_token=False, show_progress=False)
-    with base.whole_directory(pathlib.Path(directory)) as temporary:
+    with files.whole(directory) as temporary:
         index.save(temporary, show_progress=False)
 
 

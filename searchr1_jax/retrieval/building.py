@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from searchr1_jax.retrieval import base
+from searchr1_jax.core import files
 from searchr1_jax.retrieval import bm25
 from searchr1_jax.retrieval import corpus as corpora
 from searchr1_jax.retrieval import embed
@@ -96,7 +96,8 @@ def fitted(
 def keep(encoder: vector_files.KnownEncoder, corpus: corpora.Corpus, directory: pathlib.Path) -> None:
     """Writes what was counted on the corpus into the directory, which is the index's (see `claim`)."""
     if isinstance(encoder, embed.HashedNgramEncoder) and _counted_on(directory) != corpus.sha256:
-        with base.whole_directory(directory / "encoder") as temporary:
+        with files.whole(directory / "encoder") as temporary:
+            temporary.mkdir()
             np.save(temporary / "idf.npy", encoder.idf)
             (temporary / _COUNTED_ON).write_text(corpus.sha256)
 
@@ -240,9 +241,7 @@ def sample_queries(corpus: corpora.Corpus, *, count: int, words: int = 10) -> li
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, path)
+    files.write(path, json.dumps(value, indent=2) + "\n")
 
 
 def _installed(name: str) -> bool:

@@ -26,6 +26,7 @@ import zlib
 
 import numpy as np
 
+from searchr1_jax.core import files
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import exact_index
 
@@ -219,7 +220,8 @@ def build(
         path = directory / _name(number)
         if _read(path / RECORD) != records[number]:
             (directory / RECORD).unlink(missing_ok=True)
-            with base.whole_directory(path) as partial:
+            with files.whole(path) as partial:
+                partial.mkdir()
                 shard = np.ascontiguousarray(vectors[first:stop], dtype=np.float32)
                 searcher = _searcher(shard, settings)
                 try:
@@ -229,11 +231,10 @@ def build(
                 (partial / RECORD).write_text(json.dumps(records[number]))
         progress(stop)
     if _read(directory / RECORD) != whole:
-        for path in directory.glob("shard-*"):  # of a build with more shards
+        for path in directory.glob("*shard-*"):  # of a build with more shards, whole or not
             if path.name not in {_name(number) for number in range(shards)}:
                 shutil.rmtree(path)
-        (directory / f"{RECORD}.partial").write_text(json.dumps(whole))
-        (directory / f"{RECORD}.partial").rename(directory / RECORD)
+        files.write(directory / RECORD, json.dumps(whole))
 
 
 def available() -> bool:
