@@ -233,11 +233,11 @@ class Value(Weights):
 
 
 def abstract(
-    kind: type, c: model_config.ModelConfig, dtype: jnp.dtype = jnp.float32, *, gathered: bool = False
+    kind: type, c: Any, dtype: jnp.dtype = jnp.float32, *, gathered: bool = False
 ) -> tuple[nnx.GraphDef, Params]:
     """The model's structure, and its weights as `ShapeDtypeStruct`s with their shardings on the mesh in use.
 
-    `gathered` weights are whole over fsdp, as acting keeps them.
+    `c` is the config that the kind takes. `gathered` weights are whole over fsdp, as acting keeps them.
 
     Raises:
       ValueError: where the model does not divide over the mesh.
