@@ -7,7 +7,7 @@ import functools
 import os
 import pathlib
 import sys
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from absl import app
 from absl import flags
@@ -18,9 +18,6 @@ from ml_collections import config_flags
 
 from searchr1_jax.core import parallel
 from searchr1_jax.retrieval import base as retrieval
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import local
-from searchr1_jax.retrieval import stored
 from searchr1_jax.run import checks
 
 Config = ml_collections.ConfigDict
@@ -34,47 +31,6 @@ def define_flags() -> tuple[Any, Any]:
     return config, workdir
 
 
-class IndexFlags(NamedTuple):
-    """Which index, and how it is searched."""
-
-    index: Any
-    corpus: Any
-    encoder: Any
-    search: Any
-    reranker: Any
-    candidates: Any
-    rows_dtype: Any
-
-    def open(self) -> local.LocalRetriever:
-        """The index as the flags say; see `stored.open_index`."""
-        return stored.open_index(
-            self.index.value,
-            search=self.search.value,
-            corpus=self.corpus.value,
-            encoder=self.encoder.value,
-            reranker=self.reranker.value,
-            candidates=self.candidates.value,
-            rows_dtype=self.rows_dtype.value,
-        )
-
-
-@functools.cache
-def define_index_flags() -> IndexFlags:
-    return IndexFlags(
-        flags.DEFINE_string("index", None, "directory of an index"),
-        flags.DEFINE_string("corpus", "", 'jsonl file, {"id", "contents"} a line; of a built index: where it is now'),
-        flags.DEFINE_string(
-            "encoder", "", "directory or hub id of a BERT-family text encoder; of a built index: where it is now"
-        ),
-        flags.DEFINE_enum("search", "", ["", *stored.SEARCHES], "how to search; default: hybrid where it can be"),
-        flags.DEFINE_string("reranker", "", "directory or hub id of a cross-encoder that orders what was found anew"),
-        flags.DEFINE_integer("candidates", 50, "passages that it orders"),
-        flags.DEFINE_enum(
-            "rows_dtype", "", ["", *exact_index.DTYPES], "of the rows that exact search holds; default: as on disk"
-        ),
-    )
-
-
 # What a wrong input, a missing file or package, or a server out of reach raises. Anything else is a fault of ours.
 _WRONG_INPUT = (ValueError, OSError, ImportError, FloatingPointError, retrieval.RetrievalError)
 
@@ -82,12 +38,20 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "show where an error came from")
 
 
-def run(main: Callable[[list[str]], None], *, required: Sequence[str] = ("config", "workdir")) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    define: Callable[[], None] | None = None,
+    *,
+    required: Sequence[str] = ("config", "workdir"),
+) -> None:
     """Runs a verb. A wrong input ends it with one line, "error: …", and status 1; Ctrl-C with status 130.
 
     Args:
+      define: defines its flags.
       required: flags without which it does not start.
     """
+    if define is not None:
+        define()
     flags.mark_flags_as_required(required)
 
     def parsed(argv):
