@@ -33,7 +33,7 @@ from searchr1_jax.retrieval import vectors as vector_files
 
 FORMAT = 1
 MANIFEST, PLANNED = "manifest.json", "planned.json"
-SEARCHES = (*parts_lib.PARTS, "hybrid")  # hybrid: by words and by vectors, fused
+HYBRID = "hybrid"  # a search by words and by vectors, fused
 HASHED = "hashed"  # the encoder that needs no files
 
 
@@ -59,15 +59,15 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
 def default_search(manifest: dict[str, Any]) -> str:
     """Hybrid where it can be, else the part there is, the first of PARTS."""
     parts = manifest["parts"]
-    return "hybrid" if _asked("hybrid", parts) else next(name for name in parts_lib.PARTS if name in parts)
+    return HYBRID if asked(HYBRID, parts) else next(name for name in parts_lib.PARTS if name in parts)
 
 
-def _asked(search: str, parts: Collection[str]) -> list[str]:
+def asked(search: str, parts: Collection[str]) -> list[str]:
     """The parts that a search asks of an index that has these; none where it is not possible."""
     held = [name for name in parts_lib.PARTS if name in parts]
     by_vectors = [name for name in held if name in parts_lib.BY_VECTORS]
     by_words = [name for name in held if name not in parts_lib.BY_VECTORS]
-    if search == "hybrid":
+    if search == HYBRID:
         return [*by_words, by_vectors[0]] if by_words and by_vectors else []
     alone = parts_lib.PARTS[search].build is None and by_vectors  # it needs the vectors and nothing else
     return [search] if search in held or alone else []
@@ -86,7 +86,7 @@ def open_index(
     """The index as a Retriever.
 
     Args:
-      search: of SEARCHES; empty: `default_search`.
+      search: one of PARTS or HYBRID; empty: `default_search`.
       corpus, encoder: where these are now, if no longer where the manifest says.
       reranker: Hugging Face directory or hub id of a cross-encoder that orders the best `candidates` anew.
       rows_dtype: of the vectors that exact search holds, float32, bfloat16 or int8; empty: as they are on disk.
@@ -97,10 +97,10 @@ def open_index(
     manifest = read_manifest(directory)
     search = search or default_search(manifest)
     parts = manifest["parts"]
-    if search not in SEARCHES:
-        raise ValueError(f"search {search!r} is unknown; choose from {list(SEARCHES)}")
-    asked = _asked(search, parts)
-    if not asked:
+    if search != HYBRID and search not in parts_lib.PARTS:
+        raise ValueError(f"search {search!r} is unknown; choose from {[*parts_lib.PARTS, HYBRID]}")
+    names = asked(search, parts)
+    if not names:
         raise ValueError(
             f"search {search!r} is not possible: {directory} holds {sorted(parts)}; build it with the parts it needs"
         )
@@ -111,7 +111,7 @@ def open_index(
         encoder=lambda: _open_encoder(manifest["encoder"], directory, encoder),
         rows_dtype=rows_dtype,
     )
-    found = [parts_lib.PARTS[name].open(opening) for name in asked]
+    found = [parts_lib.PARTS[name].open(opening) for name in names]
     ranker = found[0] if len(found) == 1 else rankers.Fused(found)
     if reranker:
         ranker = rerank.Reranked(ranker, rerank.CrossEncoder(reranker), opened, candidates)

@@ -7,6 +7,7 @@ from typing import Any
 from absl import flags
 
 from searchr1_jax.retrieval import exact_index
+from searchr1_jax.retrieval import parts
 from searchr1_jax.retrieval import stored
 
 
@@ -16,7 +17,7 @@ def define() -> None:
     flags.DEFINE_string(
         "encoder", "", "directory or hub id of a BERT-family text encoder; of a built index: where it is now"
     )
-    flags.DEFINE_enum("search", "", ["", *stored.SEARCHES], "how to search; default: hybrid where it can be")
+    flags.DEFINE_enum("search", "", ["", *parts.PARTS, stored.HYBRID], "how to search; default: hybrid where it can be")
     flags.DEFINE_string("reranker", "", "directory or hub id of a cross-encoder that orders what was found anew")
     flags.DEFINE_integer("candidates", 50, "passages that it orders")
     flags.DEFINE_enum(
