@@ -12,7 +12,9 @@ from searchr1_jax.retrieval import stored
 
 
 def define() -> None:
-    flags.DEFINE_string("index", None, "directory of an index")
+    flags.DEFINE_string(
+        "index", None, 'directory of an index; to serve also "package.module:function" or "auto", made of --corpus'
+    )
     flags.DEFINE_string("corpus", "", 'jsonl file, {"id", "contents"} a line; of a built index: where it is now')
     flags.DEFINE_string(
         "encoder", "", "directory or hub id of a BERT-family text encoder; of a built index: where it is now"
