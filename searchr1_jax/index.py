@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import json
+import os
 import pathlib
 import time
-from typing import NamedTuple
+from typing import Any
 
 from absl import flags
 import jax
@@ -27,112 +28,164 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 from searchr1_jax.core import parallel
-from searchr1_jax.retrieval import bm25
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import building
 from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import scann_index
-from searchr1_jax.retrieval import scann_plan
+from searchr1_jax.retrieval import part
+from searchr1_jax.retrieval import parts
 from searchr1_jax.retrieval import stored
+from searchr1_jax.retrieval import text_encoder
 from searchr1_jax.retrieval import vectors
 from searchr1_jax.run import command
+from searchr1_jax.run import index_flags
 from searchr1_jax.run import metrics
 
-_COMMANDS = ("build", "info", "query")
-_FLAGS = command.define_index_flags()
-_PARTS = flags.DEFINE_list("parts", [], "of scann, exact, bm25; default: scann (exact where there is no ScaNN)")
-_SETTINGS = {
-    "query_prefix": flags.DEFINE_string("query_prefix", None, "before each query; default: as its files say"),
-    "passage_prefix": flags.DEFINE_string("passage_prefix", None, "before each passage"),
-    "pooling": flags.DEFINE_enum("pooling", None, ["mean", "cls"], "of token vectors"),
-    "normalize": flags.DEFINE_bool("normalize", None, "vectors to length 1"),
-    "max_tokens": flags.DEFINE_integer("max_tokens", None, "of a text; what is longer is cut"),
-}
-_DIMENSIONS = flags.DEFINE_integer("dimensions", 256, "of hashed n-gram vectors; with --rows, of any", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the vectors on disk")
-_MEMORY_GB = flags.DEFINE_float("memory_gb", 16.0, "that building may take; ScaNN is built in shards that fit")
-_TARGET_RECALL = flags.DEFINE_float("target_recall", 0.95, "recall at 3 that ScaNN's search is tuned to")
-_QUERIES = flags.DEFINE_string("queries", "", "jsonl file of questions to tune on; default: stretches of passages")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "say what a build would take, and stop")
-_ROWS = flags.DEFINE_integer(
-    "rows", None, "with --dry_run: of vectors that are not there yet, in place of a corpus", lower_bound=1
-)
-_K = flags.DEFINE_integer("k", 3, "passages for a query")
-
+VERBS = ("build", "info", "query")
 TUNED_ON = 1000  # queries
-SCANN_S = 0.3e-3  # seconds to index a passage of 768 dimensions on 2 cores
 FITTING_SHARE = 1.3  # seconds of counting n-grams over those of embedding by them
 _TRIED = 128  # passages, of which time and size are reckoned
 _CONSOLE = rich_console.Console(highlight=False, soft_wrap=True)
 
 
-def main(argv):
-    if len(argv) < 2 or argv[1] not in _COMMANDS:
-        raise ValueError(f"say what to do: python -m searchr1_jax.index {'|'.join(_COMMANDS)} --index=…")
-    command.quiet_libraries()
-    command.use_compilation_cache()
-    verb, *arguments = argv[1:]
-    directory = pathlib.Path(_FLAGS.index.value)
-    if verb == "build":
-        build(directory)
-    elif verb == "info":
-        _CONSOLE.print_json(json.dumps(stored.read_manifest(directory)))
-    else:
-        query(directory, arguments)
+def build(
+    directory: str | os.PathLike,
+    corpus: str | os.PathLike,
+    recipe: building.Recipe,
+    *,
+    queries: str | os.PathLike = "",
+    rows_dtype: str = "",
+    dry_run: bool = False,
+) -> None:
+    """Says what the index will take, then makes what is missing of it.
 
-
-def build(directory: pathlib.Path) -> None:
-    """Estimates, embeds, indexes, measures."""
-    parts = tuple(_PARTS.value) or ("scann" if scann_index.available() else "exact",)
-    if _ROWS.value:
-        if not _DRY_RUN.value or set(parts) - set(stored.BY_VECTORS):
-            raise ValueError(
-                f"--rows={_ROWS.value} plans vectors that are not there yet: give it with --dry_run and --parts of"
-                f" {list(stored.BY_VECTORS)}, not {list(parts)}"
-            )
-        _print_plan(vector_rows(parts, _ROWS.value, _DIMENSIONS.value, seconds=None))
-        return
-    if not _FLAGS.corpus.value:
-        raise ValueError("--corpus is missing; name the jsonl file to index, or its --rows with --dry_run")
-    needs_vectors = any(part in stored.BY_VECTORS for part in parts)
-    recipe = building.Recipe(
-        parts=parts,
-        encoder=(_FLAGS.encoder.value or stored.HASHED) if needs_vectors else _FLAGS.encoder.value,
-        settings={name: flag.value for name, flag in _SETTINGS.items() if flag.value is not None},
-        dimensions=_DIMENSIONS.value,
-        dtype=_DTYPE.value,
-        memory_bytes=int(_MEMORY_GB.value * 1e9),
-        target_recall=_TARGET_RECALL.value,
+    Args:
+      corpus: a jsonl file, see `corpus.Corpus`.
+      queries: a jsonl file of questions to tune on; empty: stretches of passages.
+      rows_dtype: of the rows that exact search will hold, for the estimate; empty: as on disk.
+      dry_run: whether to stop after the estimate.
+    Raises:
+      ValueError: for a broken corpus or questions, another index in the directory, or too little room.
+      ImportError: where a part cannot be made on this machine.
+    """
+    directory = pathlib.Path(directory)
+    for name in [] if dry_run else recipe.parts:
+        parts.PARTS[name].check()
+    with metrics.Progress(os.path.getsize(corpus), what="reading the corpus") as bar:
+        passages = corpora.Corpus(corpus, directory, progress=bar.reach)
+    tuned_on = _read_questions(queries) if queries else building.sample_queries(passages, count=TUNED_ON)
+    encoder = building.make_encoder(recipe)
+    manifest = building.planned(recipe, passages, encoder)
+    if recipe.hashed:
+        manifest.pop("encoder")  # known once it is fitted
+    building.check(directory, manifest)
+    planned = plan(
+        recipe,
+        len(passages),
+        0 if encoder is None else encoder.dimensions,
+        corpus=passages,
+        rows_dtype=rows_dtype,
+        embedding_s=None if encoder is None else _embedding_s(recipe, passages, encoder),
     )
-    if "scann" in parts and not (_DRY_RUN.value or scann_index.available()):
+    show(planned)
+    _check_room(planned, directory)
+    if not dry_run:
+        _make(directory, recipe, passages, encoder, tuned_on)
+
+
+def plan(
+    recipe: building.Recipe,
+    rows: int,
+    dimensions: int,
+    *,
+    corpus: corpora.Corpus | None = None,
+    rows_dtype: str = "",
+    embedding_s: float | None = None,
+) -> list[part.Estimate]:
+    """What the vectors take, if there are any, and each part; what is already there is not subtracted.
+
+    Args:
+      corpus: None where it is not there yet.
+      embedding_s: seconds to make the vectors; None: not estimated.
+    Raises:
+      ValueError: for a part that is planned by the corpus, where there is none.
+    """
+    if corpus is None and set(recipe.parts) - set(parts.BY_VECTORS):
         raise ValueError(
-            'the package "scann" cannot be imported here, it has wheels for x86-64 Linux only; use --parts=exact'
+            f"--rows={rows} plans vectors that are not there yet: give it with --dry_run and --parts of"
+            f" {list(parts.BY_VECTORS)}, not {list(recipe.parts)}"
         )
-    size = pathlib.Path(_FLAGS.corpus.value).stat().st_size
-    with metrics.Progress(size, what="reading the corpus") as bar:
-        corpus = corpora.Corpus(_FLAGS.corpus.value, directory, progress=bar.reach)
-    queries = _read_questions(_QUERIES.value) if _QUERIES.value else building.sample_queries(corpus, count=TUNED_ON)
-    encoder = building.make_encoder(recipe) if needs_vectors else None
-    plan = building.planned(recipe, corpus, encoder)
-    if recipe.encoder == stored.HASHED:
-        plan.pop("encoder")  # known once it is fitted
-    building.check(directory, plan)
-    estimate(recipe, corpus, encoder, directory)
-    if _DRY_RUN.value:
-        return
+    wanted = part.Wanted(
+        rows=rows,
+        corpus=corpus,
+        dimensions=dimensions,
+        dtype=recipe.dtype,
+        rows_dtype=rows_dtype,
+        memory_bytes=recipe.memory_bytes,
+    )
+    size = rows * dimensions * vectors.DTYPES[recipe.dtype].itemsize
+    embedded = [part.Estimate("vectors", size, 0, 0, embedding_s)] if recipe.needs_vectors else []
+    return embedded + [row.plan(wanted) for name, row in parts.PARTS.items() if name in recipe.parts]
+
+
+def show(planned: Sequence[part.Estimate]) -> None:
+    """Prints what the parts of an index will take."""
+    table = rich_table.Table("part", "disk", "memory to build", "memory to serve", "time")
+    for name, *sizes, seconds in planned:
+        table.add_row(name, *(f"{size / 1e9:,.3f} GB" for size in sizes), "" if seconds is None else _duration(seconds))
+    if parallel.is_first():
+        _CONSOLE.print(table)
+
+
+def _embedding_s(recipe: building.Recipe, corpus: corpora.Corpus, encoder: vectors.KnownEncoder) -> float:
+    """Seconds that the processes will take together, at the speed with some passages."""
+    texts = [corpus.contents(int(row)) for row in np.linspace(0, len(corpus) - 1, _TRIED)]
+    encoder.encode(texts, "passage")  # compiles
+    began = time.perf_counter()
+    encoder.encode(texts, "passage")
+    seconds = (time.perf_counter() - began) / len(texts) * len(corpus)
+    counting = FITTING_SHARE * seconds if recipe.hashed else 0.0  # by every process
+    return counting + seconds / jax.process_count()
+
+
+def _check_room(planned: Sequence[part.Estimate], directory: pathlib.Path) -> None:
+    """Raises ValueError where the disk has no room for an index, or the machine too little memory to build it."""
+    disk = sum(each.disk_bytes for each in planned)
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    free, taken = psutil.disk_usage(str(there)).free, _size(directory)
+    if disk > free + taken:
+        raise ValueError(
+            f"the index takes {disk / 1e9:,.1f} GB and {there} has {free / 1e9:,.1f} GB free; make room, or name"
+            " another --index"
+        )
+    memory, has = max(each.building_bytes for each in planned), psutil.virtual_memory().total
+    if memory > has:
+        raise ValueError(
+            f"building takes {memory / 1e9:,.1f} GB of memory and this machine has {has / 1e9:,.1f} GB; lower"
+            " --memory_gb for scann, leave bm25 out of --parts, or build on a larger one"
+        )
+
+
+def _make(
+    directory: pathlib.Path,
+    recipe: building.Recipe,
+    corpus: corpora.Corpus,
+    encoder: vectors.KnownEncoder | None,
+    queries: Sequence[str],
+) -> None:
+    """Counts, embeds, indexes, measures; each stage by all processes together."""
     began = time.time()
     with _bars() as progress:
         if encoder is not None:
             encoder = building.fitted(encoder, corpus, directory, progress)
-        plan = building.planned(recipe, corpus, encoder)
-        _together(lambda: building.check(directory, plan))  # all have looked before the first one writes
+        manifest = building.planned(recipe, corpus, encoder)
+        _together(lambda: building.check(directory, manifest))  # all have looked before the first one writes
         if building.is_whole(directory):
             metrics.say(f"{directory} is this index already, and whole")
             return
 
         def claim() -> None:
             if parallel.is_first():
-                building.claim(directory, plan)
+                building.claim(directory, manifest)
                 if encoder is not None:
                     building.keep(encoder, corpus, directory)
 
@@ -148,18 +201,17 @@ def build(directory: pathlib.Path) -> None:
         for stage in (claim, embed, finish):
             _together(stage)
     if parallel.is_first():
-        manifest = stored.read_manifest(directory)
-        measured = manifest["parts"].get("scann")
-        if measured:
-            metrics.say(
-                f"ScaNN: recall@3 {measured['recall_at_3']:.3f}, recall@10 {measured['recall_at_10']:.3f},"
-                f" {measured['queries_per_s']:,.0f} queries/s on one thread ({measured['queries']} queries)"
-            )
+        for name, record in stored.read_manifest(directory)["parts"].items():
+            if "recall_at_3" in record:
+                metrics.say(
+                    f"{name}: recall@3 {record['recall_at_3']:.3f}, recall@10 {record['recall_at_10']:.3f},"
+                    f" {record['queries_per_s']:,.0f} queries/s on one thread ({record['queries']} queries)"
+                )
         metrics.say(f"{directory}: {len(corpus):,} passages, {time.time() - began:,.0f} s")
 
 
 @contextlib.contextmanager
-def _bars() -> Iterator[building.Progress]:
+def _bars() -> Iterator[part.Progress]:
     """Yields what shows how much of something is done, one bar at a time."""
     with contextlib.ExitStack() as shown:
         bars: dict[str, metrics.Progress] = {}
@@ -187,82 +239,6 @@ def _together(stage: Callable[[], object]) -> None:
         raise OSError(f"another process failed: {others[0]}")
 
 
-class Estimate(NamedTuple):
-    """What a part takes."""
-
-    part: str
-    disk_bytes: int
-    building_bytes: int  # of memory
-    serving_bytes: int  # of memory
-    seconds: float | None  # None: who knows
-
-
-def estimate(
-    recipe: building.Recipe, corpus: corpora.Corpus, encoder: vectors.KnownEncoder | None, directory: pathlib.Path
-) -> None:
-    """Says what a build will take in all; what is already there is not subtracted.
-
-    Raises:
-      ValueError: where the disk has no room for it, or the machine too little memory.
-    """
-    estimates = []
-    if encoder is not None:
-        texts = [corpus.contents(int(row)) for row in np.linspace(0, len(corpus) - 1, _TRIED)]
-        encoder.encode(texts, "passage")  # compiles
-        began = time.perf_counter()
-        encoder.encode(texts, "passage")
-        seconds = (time.perf_counter() - began) / len(texts) * len(corpus)
-        counting = FITTING_SHARE * seconds if recipe.encoder == stored.HASHED else 0.0  # by every process
-        seconds = counting + seconds / jax.process_count()
-        estimates += vector_rows(recipe.parts, len(corpus), encoder.dimensions, seconds=seconds)
-    if "bm25" in recipe.parts:
-        words = bm25.plan(corpus, tried=1000)
-        estimates.append(Estimate("BM25", words.disk_bytes, words.build_bytes, words.disk_bytes, words.seconds))
-    _print_plan(estimates)
-    disk = sum(part.disk_bytes for part in estimates)
-    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    free, taken = psutil.disk_usage(str(there)).free, _size(directory)
-    if disk > free + taken:
-        raise ValueError(
-            f"the index takes {disk / 1e9:,.1f} GB and {there} has {free / 1e9:,.1f} GB free; make room, or name"
-            " another --index"
-        )
-    memory, has = max(part.building_bytes for part in estimates), psutil.virtual_memory().total
-    if memory > has:
-        raise ValueError(
-            f"building takes {memory / 1e9:,.1f} GB of memory and this machine has {has / 1e9:,.1f} GB; lower"
-            " --memory_gb for scann, leave bm25 out of --parts, or build on a larger one"
-        )
-
-
-def vector_rows(parts: Sequence[str], rows: int, dimensions: int, *, seconds: float | None) -> list[Estimate]:
-    """What vectors take, and what searches them.
-
-    Args:
-      seconds: of embedding.
-    """
-    size = rows * dimensions * exact_index.DTYPES[_DTYPE.value]
-    estimates = [Estimate("vectors", size, 0, 0, seconds)]
-    if "exact" in parts:
-        held = exact_index.stored_bytes(rows, dimensions, _FLAGS.rows_dtype.value or _DTYPE.value)
-        estimates.append(Estimate("exact search", 0, 0, held, 0.0))
-    if "scann" in parts:
-        shard = scann_plan.shard_rows(rows, memory_bytes=int(_MEMORY_GB.value * 1e9), dimensions=dimensions)
-        plan = scann_plan.plan(rows, dimensions, shard_rows=shard, vectors_dtype=_DTYPE.value)
-        name = f"ScaNN, {plan.shards} shard{'s' if plan.shards > 1 else ''}"
-        building = SCANN_S * rows * dimensions / 768
-        estimates.append(Estimate(name, plan.disk_bytes, plan.building_bytes, plan.serving_bytes, building))
-    return estimates
-
-
-def _print_plan(estimates: list[Estimate]) -> None:
-    table = rich_table.Table("part", "disk", "memory to build", "memory to serve", "time")
-    for part, *sizes, seconds in estimates:
-        table.add_row(part, *(f"{size / 1e9:,.3f} GB" for size in sizes), "" if seconds is None else _duration(seconds))
-    if parallel.is_first():
-        _CONSOLE.print(table)
-
-
 def _size(directory: pathlib.Path) -> int:
     """Bytes that its files take on disk; the vectors' file has holes where there are none yet."""
     return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
@@ -274,7 +250,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:,.0f} min" if seconds < 36_000 else f"{seconds / 3600:,.0f} h"
 
 
-def _read_questions(path: str) -> list[str]:
+def _read_questions(path: str | os.PathLike) -> list[str]:
     """The questions of a jsonl file, at most TUNED_ON of them, evenly chosen.
 
     Raises:
@@ -293,17 +269,91 @@ def _read_questions(path: str) -> list[str]:
     return questions
 
 
-def query(directory: pathlib.Path, queries: list[str]) -> None:
-    """Prints what the index finds."""
+def query(directory: str | os.PathLike, queries: Sequence[str], *, k: int = 3, **how: Any) -> list[list[types.Passage]]:
+    """Prints what an index finds, and returns it.
+
+    Args:
+      how: more arguments of `stored.open_index`.
+    """
     if not queries:
         raise ValueError('say what to look for: python -m searchr1_jax.index query --index=… "a query" …')
-    retriever = _FLAGS.open()
-    for text, passages in zip(queries, retriever.search(queries, _K.value), strict=True):
+    found = stored.open_index(directory, **how).search(list(queries), k)
+    for text, passages in zip(queries, found, strict=True):
         table = rich_table.Table("score", "id", "passage", title=text, title_justify="left")
         for passage in passages:
             table.add_row(f"{passage.score:.4f}", passage.id, f"{passage.title}\n{passage.text}")
         _CONSOLE.print(table)
+    return found
+
+
+def define() -> None:
+    index_flags.define()
+    default = building.Recipe
+    flags.DEFINE_list("parts", [], f"of {', '.join(parts.PARTS)}; default: scann (exact where there is no ScaNN)")
+    flags.DEFINE_string("query_prefix", None, "before each query; default: as its files say")
+    flags.DEFINE_string("passage_prefix", None, "before each passage")
+    flags.DEFINE_enum("pooling", None, text_encoder.POOLINGS, "of token vectors")
+    flags.DEFINE_bool("normalize", None, "vectors to length 1")
+    flags.DEFINE_integer("max_tokens", None, "of a text; what is longer is cut")
+    flags.DEFINE_integer(
+        "dimensions", default.dimensions, "of hashed n-gram vectors; with --rows, of any", lower_bound=1
+    )
+    flags.DEFINE_enum("dtype", default.dtype, list(vectors.DTYPES), "of the vectors on disk")
+    flags.DEFINE_float(
+        "memory_gb", default.memory_bytes / 1e9, "that building may take; ScaNN is built in shards that fit"
+    )
+    flags.DEFINE_float("target_recall", default.target_recall, "recall at 3 that ScaNN's search is tuned to")
+    flags.DEFINE_string("queries", "", "jsonl file of questions to tune on; default: stretches of passages")
+    flags.DEFINE_bool("dry_run", False, "say what a build would take, and stop")
+    flags.DEFINE_integer(
+        "rows", None, "with --dry_run: of vectors that are not there yet, in place of a corpus", lower_bound=1
+    )
+    flags.DEFINE_integer("k", 3, "passages for a query")
+
+
+def _recipe() -> building.Recipe:
+    """What the flags say."""
+    given = flags.FLAGS
+    settings = {
+        name: given[name].value for name in ("query_prefix", "passage_prefix", "pooling", "normalize", "max_tokens")
+    }
+    return building.Recipe(
+        **({"parts": tuple(given.parts)} if given.parts else {}),
+        encoder=given.encoder,
+        settings={name: value for name, value in settings.items() if value is not None},
+        dimensions=given.dimensions,
+        dtype=given.dtype,
+        memory_bytes=int(given.memory_gb * 1e9),
+        target_recall=given.target_recall,
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) < 2 or argv[1] not in VERBS:
+        raise ValueError(f"say what to do: python -m searchr1_jax.index {'|'.join(VERBS)} --index=…")
+    command.quiet_libraries()
+    command.use_compilation_cache()
+    given, (verb, *arguments) = flags.FLAGS, argv[1:]
+    if verb == "info":
+        _CONSOLE.print_json(json.dumps(stored.read_manifest(given.index)))
+    elif verb == "query":
+        query(given.index, arguments, k=given.k, **index_flags.how())
+    elif given.rows and given.dry_run:
+        show(plan(_recipe(), given.rows, given.dimensions, rows_dtype=given.rows_dtype))
+    elif given.rows:
+        raise ValueError(f"--rows={given.rows} plans vectors that are not there yet; give it with --dry_run")
+    elif not given.corpus:
+        raise ValueError("--corpus is missing; name the jsonl file to index, or its --rows with --dry_run")
+    else:
+        build(
+            given.index,
+            given.corpus,
+            _recipe(),
+            queries=given.queries,
+            rows_dtype=given.rows_dtype,
+            dry_run=given.dry_run,
+        )
 
 
 if __name__ == "__main__":
-    command.run(main, required=("index",))
+    command.run(main, define, required=("index",))

@@ -2,6 +2,7 @@ r"""Serves searches over HTTP, in the protocol that trainers of the Search-R1 fa
 
 python -m searchr1_jax.serve --index=indexes/wiki --port=8000
 python -m searchr1_jax.serve --online=brave --cache=web.sqlite
+python -m searchr1_jax.serve --index=package.module:function --corpus=corpus.jsonl
 
 POST /retrieve {"queries": [str], "topk": int, "return_scores": bool}, GET /health, GET /metrics. It answers once it is
 warm; on SIGTERM or Ctrl-C it still gives the answers it owes.
@@ -9,75 +10,125 @@ warm; on SIGTERM or Ctrl-C it still gives the answers it owes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 import dataclasses
+import os
+import pathlib
 from typing import Any
 
 from absl import flags
 
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.retrieval import base as retrieval
-from searchr1_jax.retrieval import cache
-from searchr1_jax.retrieval import online
+from searchr1_jax.retrieval import cache as caches
+from searchr1_jax.retrieval import online as online_lib
 from searchr1_jax.retrieval import server
 from searchr1_jax.retrieval import stored
 from searchr1_jax.run import command
+from searchr1_jax.run import index_flags
 from searchr1_jax.run import metrics
-
-_FLAGS = command.define_index_flags()
-_ONLINE = flags.DEFINE_enum("online", "", ["", *online.ENGINES], "a search engine of the web instead")
-_CACHE = flags.DEFINE_string("cache", "", "SQLite file in which answers are kept and looked up")
-_REPLAY = flags.DEFINE_bool("replay", False, "answer from --cache alone")
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen at; 0.0.0.0 for all")
-_PORT = flags.DEFINE_integer("port", 8000, "port to listen at", lower_bound=1, upper_bound=65535)
-_TOPK = flags.DEFINE_integer("topk", 3, "passages a query, where a request does not say")
-_THREADS = flags.DEFINE_integer("threads", 4, "searches at once")
-_BATCH = flags.DEFINE_integer("batch_queries", 64, "most queries of several requests that are searched together")
-_WAIT = flags.DEFINE_float("batch_wait_ms", 0.0, "how long a request waits for others; 0: never")
+from searchr1_jax.run import retrievers
 
 
-def main(argv):
+def run(
+    *,
+    index: str = "",
+    online: str = "",
+    cache: str = "",
+    replay: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    settings: server.Settings = server.Settings(),
+    workdir: str | os.PathLike = ".",
+    **how: Any,
+) -> None:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Args:
+      index: what settings.Retriever.index may be: a directory, "package.module:function", "auto", …
+      online: a key of online.ENGINES, instead.
+      cache: SQLite file in which answers are kept and looked up; with `replay` they come from it alone.
+      workdir: where a retriever that is made at the start looks for relative paths first.
+      how: more arguments of `stored.open_index`; others than a built index are given those that are settings, and the
+        corpus as data.corpus.
+    Raises:
+      ValueError: where it is not said what to serve, or it is not there.
+    """
+    if bool(index) == bool(online):
+        raise ValueError("say what to serve: --index=DIRECTORY or --online=ENGINE, one of them")
+    if replay and not cache:
+        raise ValueError("--replay answers from a cache alone; name it with --cache")
+    opened, about = _engine(index, online, pathlib.Path(workdir), how)
+    retriever = None if replay else opened()
+    if cache:
+        retriever = caches.QueryCache(retriever, cache, "replay" if replay else "record", identity=about["identity"])
+    assert retriever is not None  # a replay has a cache
+    if online or replay:  # searches cost money, or have no answer; and there is nothing to warm
+        settings = dataclasses.replace(settings, warm_queries=())
+    metrics.say(f"serving {about['identity']} at http://{host}:{port}/retrieve")
+    server.serve(retriever, host=host, port=port, settings=settings, info=about)
+
+
+def _engine(
+    index: str, online: str, workdir: pathlib.Path, how: dict[str, Any]
+) -> tuple[Callable[[], retrieval.Retriever], dict[str, Any]]:
+    """What opens the search engine, and what /health tells of it."""
+    keys = {"retriever.url": online, "retriever.index": index, "data.corpus": how.get("corpus")}
+    keys |= {f"retriever.{name}": value for name, value in how.items() if name not in ("corpus", "encoder")}
+    settings = settings_lib.Settings().replace({key: value for key, value in keys.items() if value})
+    kind = retrievers.kind_of(settings)
+    about: dict[str, Any] = {"identity": kind.identity(settings, workdir)}
+    if kind is not retrievers.KINDS["built"]:
+        if how.get("encoder"):
+            raise ValueError(
+                f"--encoder={how['encoder']} is of a built index, which {index or online} is not; leave it out"
+            )
+        return lambda: kind.open(settings, workdir), about
+    manifest = stored.read_manifest(index)
+    about["passages"] = manifest["corpus"]["rows"]
+    about["search"] = settings.retriever.search or stored.default_search(manifest)
+    return lambda: stored.open_index(index, **how), about
+
+
+def define() -> None:
+    index_flags.define()
+    default = server.Settings
+    flags.DEFINE_enum("online", "", ["", *online_lib.ENGINES], "a search engine of the web instead")
+    flags.DEFINE_string("cache", "", "SQLite file in which answers are kept and looked up")
+    flags.DEFINE_bool("replay", False, "answer from --cache alone")
+    flags.DEFINE_string("workdir", ".", "where a retriever of your own looks for relative paths first")
+    flags.DEFINE_string("host", "127.0.0.1", "address to listen at; 0.0.0.0 for all")
+    flags.DEFINE_integer("port", 8000, "port to listen at", lower_bound=1, upper_bound=65535)
+    flags.DEFINE_integer("topk", default.topk, "passages a query, where a request does not say")
+    flags.DEFINE_integer("threads", default.threads, "searches at once")
+    flags.DEFINE_integer(
+        "batch_queries", default.batch_queries, "most queries of several requests that are searched together"
+    )
+    flags.DEFINE_float("batch_wait_ms", default.batch_wait_ms, "how long a request waits for others; 0: never")
+
+
+def main(argv: Sequence[str]) -> None:
     del argv
+    given = flags.FLAGS
     command.quiet_libraries()
     command.use_compilation_cache()
-    if bool(_FLAGS.index.value) == bool(_ONLINE.value):
-        raise ValueError("say what to serve: --index=DIRECTORY or --online=ENGINE, one of them")
-    if _REPLAY.value and not _CACHE.value:
-        raise ValueError("--replay answers from a cache alone; name it with --cache")
-    settings = server.Settings(
-        topk=_TOPK.value, threads=_THREADS.value, batch_queries=_BATCH.value, batch_wait_ms=_WAIT.value
+    run(
+        index=given.index or "",
+        online=given.online,
+        cache=given.cache,
+        replay=given.replay,
+        host=given.host,
+        port=given.port,
+        settings=server.Settings(
+            topk=given.topk,
+            threads=given.threads,
+            batch_queries=given.batch_queries,
+            batch_wait_ms=given.batch_wait_ms,
+        ),
+        workdir=given.workdir,
+        **index_flags.how(),
     )
-    retriever, about = _engine()
-    if _ONLINE.value or _REPLAY.value:  # searches cost money, or have no answer; and there is nothing to warm
-        settings = dataclasses.replace(settings, warm_queries=())
-    metrics.say(f"serving {about['identity']} at http://{_HOST.value}:{_PORT.value}/retrieve")
-    server.serve(retriever, host=_HOST.value, port=_PORT.value, settings=settings, info=about)
-
-
-def _engine() -> tuple[retrieval.Retriever, dict[str, Any]]:
-    """What answers, and what /health tells of it."""
-    if _ONLINE.value:
-        about = {"identity": _ONLINE.value}
-        opened = lambda: online.OnlineRetriever(_ONLINE.value, timeout_s=30.0, attempts=4, backoff_s=1.0)
-    else:
-        directory, search = _FLAGS.index.value, _FLAGS.search.value
-        manifest = stored.read_manifest(directory)
-        about = {
-            "identity": stored.identity(
-                directory,
-                search=search,
-                reranker=_FLAGS.reranker.value,
-                candidates=_FLAGS.candidates.value,
-                rows_dtype=_FLAGS.rows_dtype.value,
-            ),
-            "passages": manifest["corpus"]["rows"],
-            "search": search or stored.default_search(manifest),
-        }
-        opened = _FLAGS.open
-    retriever = None if _REPLAY.value else opened()
-    if _CACHE.value:
-        mode = "replay" if _REPLAY.value else "record"
-        retriever = cache.QueryCache(retriever, _CACHE.value, mode, identity=about["identity"])
-    return retriever, about
 
 
 if __name__ == "__main__":
-    command.run(main, required=())
+    command.run(main, define, required=())

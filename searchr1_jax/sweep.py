@@ -52,6 +52,7 @@ from rich import progress as rich_progress
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # config files import each other as `configs.…`
 
+from searchr1_jax.core import files  # noqa: E402
 from searchr1_jax.run import checks  # noqa: E402
 from searchr1_jax.run import run_directory  # noqa: E402
 
@@ -342,12 +343,10 @@ def copy_base(base: pathlib.Path, directory: pathlib.Path) -> None:
     """A directory of a run that holds the world and the base; whole or not at all."""
     if directory.exists():
         return
-    partial = directory.with_name(f"_partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base, partial, ignore=lambda at, _: _NOT_COPIED if pathlib.Path(at) == base else ())
-    (partial / "done").mkdir()
-    (partial / "done" / "base").write_text(base.name)
-    partial.rename(directory)
+    with files.whole(directory) as partial:
+        shutil.copytree(base, partial, ignore=lambda at, _: _NOT_COPIED if pathlib.Path(at) == base else ())
+        (partial / "done").mkdir()
+        (partial / "done" / "base").write_text(base.name)
 
 
 def figures(directory: pathlib.Path) -> str:

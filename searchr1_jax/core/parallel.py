@@ -25,6 +25,8 @@ import numpy as np
 AXES = ("data", "fsdp", "tensor")
 HOST_MEMORY = "pinned_host"
 
+Device = Any  # jax.Device, which type checkers take for a variable
+
 # Logical axis -> mesh axes. Axes not named here are never split.
 LOGICAL_AXES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),  # rows of a batch, slots of the rollout engine
@@ -36,7 +38,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...]] = {
 }
 
 
-def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None):
+def make_mesh(*, data: int, fsdp: int, tensor: int, devices: Sequence[Device] | None = None):
     """Mesh of shape (data, fsdp, tensor); at most one of them may be -1, "what remains".
 
     On several hosts the devices of one lie together, so that the inner axes stay within a host.

@@ -21,12 +21,13 @@ import io
 import json
 import os
 import pathlib
-import shutil
-import uuid
+import tempfile
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from searchr1_jax.core import files
 from searchr1_jax.core import types
 
 
@@ -36,17 +37,10 @@ class SearchQA(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None  # nothing is downloaded; looking for them, TFDS imports a package it does not require
 
-    def __init__(self, *, file: str | os.PathLike, **kwargs):
-        """Reads and checks the whole file; nothing is written before `download_and_prepare`.
-
-        Args:
-          file: path of the jsonl file.
-          **kwargs: for TFDS, such as data_dir.
-
-        Raises ValueError naming the file, the line and what is wrong with it.
-        """
-        self._rows = _read(pathlib.Path(file))
-        super().__init__(file_format="array_record", **kwargs)
+    def __init__(self, *, rows: Sequence[Mapping[str, Any]], data_dir: str | os.PathLike):
+        """Of rows as `_read` returns them; nothing is written before `download_and_prepare`."""
+        self._rows = rows
+        super().__init__(file_format="array_record", data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -115,20 +109,14 @@ def load(file: str | os.PathLike, *, name: str, cache_dir: str | os.PathLike) ->
 
 
 def _prepare(file: pathlib.Path, prepared: pathlib.Path) -> None:
-    """Writes the data set beside `prepared` and moves it there when it is complete."""
-    temporary = prepared.with_name(f".{prepared.name}.{uuid.uuid4().hex}")
-    builder = SearchQA(file=file, data_dir=temporary)  # checks the file and creates nothing yet
+    """Writes the data set, which is in `prepared` when it is complete."""
+    rows = _read(file)  # before anything is written
     tfds.disable_progress_bar()
-    try:
+    with files.whole(prepared, shared=True) as temporary, tempfile.TemporaryDirectory(dir=prepared.parent) as scratch:
+        builder = SearchQA(rows=rows, data_dir=scratch)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces its download, and there is none
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        try:
-            os.rename(builder.data_dir, prepared)
-        except OSError:
-            if not prepared.exists():  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.rename(builder.data_dir, temporary)
 
 
 def _read(file: pathlib.Path) -> list[dict]:

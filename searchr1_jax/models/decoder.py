@@ -239,7 +239,7 @@ def abstract(
 ) -> tuple[nnx.GraphDef, Params]:
     """The model's structure, and its weights as `ShapeDtypeStruct`s with their shardings on the mesh in use.
 
-    `c` is the config that a `kind` is made of; `gathered` weights are whole over fsdp, as acting keeps them.
+    `c` is the config that the kind takes. `gathered` weights are whole over fsdp, as acting keeps them.
 
     Raises:
       ValueError: where the model does not divide over the mesh.

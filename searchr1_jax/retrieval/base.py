@@ -11,10 +11,6 @@ Four protocols, the error of a search that finally failed, and the check every i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-import contextlib
-import pathlib
-import shutil
 from typing import Literal, Protocol
 
 import numpy as np
@@ -127,14 +123,3 @@ def checked_vectors(vectors: np.ndarray, what: str, dimensions: int | None = Non
             " (in a value or their squared length); mend the encoder that made them"
         )
     return vectors
-
-
-@contextlib.contextmanager
-def whole_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields an empty directory to fill, which takes the place of `path` when it is whole."""
-    temporary = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import array
 from collections.abc import Callable
-import dataclasses
 import logging
 import os
-import pathlib
 import re
 import threading
 import time
+from typing import Any
 
 import numpy as np
 
+from searchr1_jax.core import files
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import corpus as corpora
+from searchr1_jax.retrieval import part
 
 K1, B = 0.9, 0.4
 # Measured on 50,000 and 150,000 passages of Wikipedia (38 distinct terms each).
@@ -86,35 +87,48 @@ def build(
             progress(row + 1)
     if not number:
         raise ValueError(
-            f"no passage of {corpus.path} holds an English word; search it by vectors (--kinds=scann or exact)"
+            f"no passage of {corpus.path} holds an English word; search it by vectors (--parts=scann or exact)"
         )
     index = bm25s.BM25(method="lucene", k1=K1, b=B, csc_backend="numpy")
     index.index((documents, number), create_empty_token=False, show_progress=False)
-    with base.whole_directory(pathlib.Path(directory)) as temporary:
+    with files.whole(directory) as temporary:
         index.save(temporary, show_progress=False)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What an index of a corpus takes."""
+def plan(corpus: corpora.Corpus, *, tried: int = 1000) -> part.Estimate:
+    """What the index of a corpus takes, at the lengths of and the speed with `tried` passages, evenly chosen.
 
-    disk_bytes: int  # mapped, so as much of it is in memory as queries touch
-    build_bytes: int  # of memory at the peak of building
-    seconds: float  # of building, at the speed of the passages tried
-
-
-def plan(corpus: corpora.Corpus, *, tried: int) -> Plan:
-    """Reckons from `tried` passages, evenly chosen, what the whole corpus takes."""
+    Its files are mapped: as much of them is in memory as queries touch.
+    """
     rows = np.unique(np.linspace(0, len(corpus) - 1, tried).astype(int))
     terms, began = _Terms(), time.perf_counter()
     counts = [(len(words), len(set(words))) for words in (terms(corpus.contents(int(row))) for row in rows)]
     seconds = time.perf_counter() - began
     words, distinct = np.mean(counts, axis=0) * len(corpus)
-    return Plan(
-        disk_bytes=int(PAIR_DISK_BYTES * distinct),
-        build_bytes=int(4 * words + ROW_BYTES * len(corpus) + PAIR_BUILD_BYTES * distinct),
+    disk_bytes = int(PAIR_DISK_BYTES * distinct)
+    return part.Estimate(
+        "BM25",
+        disk_bytes=disk_bytes,
+        building_bytes=int(4 * words + ROW_BYTES * len(corpus) + PAIR_BUILD_BYTES * distinct),
+        serving_bytes=disk_bytes,
         seconds=READING_SHARE * seconds / len(rows) * len(corpus),
     )
+
+
+def _plan(wanted: part.Wanted) -> part.Estimate:
+    assert wanted.corpus is not None  # it needs no vectors
+    return plan(wanted.corpus)
+
+
+def _build(making: part.Making) -> dict[str, Any]:
+    if not (making.directory / "bm25").exists():
+        rows = len(making.corpus)
+        build(making.corpus, making.directory / "bm25", progress=lambda done: making.progress("BM25", done, rows))
+    return {"k1": K1, "b": B}
+
+
+def _open(opening: part.Opening) -> BM25Ranker:
+    return BM25Ranker(opening.directory / "bm25")
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
@@ -150,3 +164,11 @@ def _bm25s():
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells of every step
     return bm25s
+
+
+def _check() -> None:
+    """Raises ImportError without bm25s or its stemmer."""
+    _Terms()("word")
+
+
+PART = part.Part(needs_vectors=False, plan=_plan, build=_build, open=_open, packages=("bm25s",), check=_check)

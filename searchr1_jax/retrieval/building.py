@@ -9,7 +9,7 @@ in planned.json, and another recipe is refused there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.metadata
 import json
@@ -19,43 +19,40 @@ from typing import Any
 
 import numpy as np
 
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import bm25
+from searchr1_jax.core import files
 from searchr1_jax.retrieval import corpus as corpora
 from searchr1_jax.retrieval import embed
-from searchr1_jax.retrieval import scann_index
-from searchr1_jax.retrieval import scann_plan
-from searchr1_jax.retrieval import scann_tuning
+from searchr1_jax.retrieval import part
+from searchr1_jax.retrieval import parts as parts_lib
 from searchr1_jax.retrieval import stored
 from searchr1_jax.retrieval import text_encoder
 from searchr1_jax.retrieval import vectors as vector_files
 
 _COUNTED_ON = "corpus.sha256"  # in encoder/
-_PACKAGES = ("jax", "scann", "bm25s")
-
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+_PACKAGES = ("jax", *(package for row in parts_lib.PARTS.values() for package in row.packages))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What to make of a corpus."""
 
-    parts: tuple[str, ...]  # of stored.PARTS
-    encoder: str  # a Hugging Face directory or hub id, or stored.HASHED; "" where no part needs vectors
-    settings: dict[str, Any]  # of a Hugging Face encoder: what its files don't say or say otherwise
-    dimensions: int  # of stored.HASHED
-    dtype: str  # of the vectors on disk
-    memory_bytes: int  # that building may take: ScaNN is built in shards that fit
-    target_recall: float  # at 3, that ScaNN is tuned to
+    parts: tuple[str, ...] = dataclasses.field(default_factory=lambda: (parts_lib.default(),))  # of parts.PARTS
+    encoder: str = ""  # of vectors: a Hugging Face directory or hub id; "" or stored.HASHED: hashed n-grams
+    # Of a Hugging Face encoder: what its files don't say or say otherwise.
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dimensions: int = 256  # of hashed n-grams
+    dtype: str = "float32"  # of the vectors on disk
+    memory_bytes: int = 16_000_000_000  # that building may take: ScaNN is built in shards that fit
+    target_recall: float = 0.95  # at 3, that ScaNN is tuned to
 
     def __post_init__(self):
-        unknown = [part for part in self.parts if part not in stored.PARTS]
+        unknown = [name for name in self.parts if name not in parts_lib.PARTS]
         if unknown or not self.parts or len(set(self.parts)) < len(self.parts):
-            raise ValueError(f"--parts is {list(self.parts)}; name some of {list(stored.PARTS)}, each once")
-        if self.needs_vectors != bool(self.encoder):
+            raise ValueError(f"--parts is {list(self.parts)}; name some of {list(parts_lib.PARTS)}, each once")
+        if self.encoder and not self.needs_vectors:
             raise ValueError(
-                f"--parts={','.join(self.parts)} with --encoder={self.encoder!r}; an encoder belongs to scann and"
-                " exact, and to them alone"
+                f"--parts={','.join(self.parts)} with --encoder={self.encoder!r}; an encoder belongs to"
+                f" {' and '.join(parts_lib.BY_VECTORS)}, and to them alone"
             )
         if self.settings and self.encoder in ("", stored.HASHED):
             raise ValueError(
@@ -67,22 +64,28 @@ class Recipe:
 
     @property
     def needs_vectors(self) -> bool:
-        return any(part in stored.BY_VECTORS for part in self.parts)
+        return any(name in parts_lib.BY_VECTORS for name in self.parts)
 
-    def shard_rows(self, rows: int, dimensions: int) -> int:
-        """Rows of a ScaNN shard that fit the memory."""
-        return scann_plan.shard_rows(rows, memory_bytes=self.memory_bytes, dimensions=dimensions)
+    @property
+    def hashed(self) -> bool:
+        """Whether its encoder is the one of hashed n-grams."""
+        return self.needs_vectors and self.encoder in ("", stored.HASHED)
 
 
-def make_encoder(recipe: Recipe) -> vector_files.KnownEncoder:
-    """The recipe's encoder; the hashed one has yet to be `fitted`, which changes its vectors but not its speed."""
-    if recipe.encoder != stored.HASHED:
+def make_encoder(recipe: Recipe) -> vector_files.KnownEncoder | None:
+    """The recipe's encoder, if a part needs one.
+
+    That of hashed n-grams has yet to be `fitted`, which changes its vectors but not its speed.
+    """
+    if not recipe.needs_vectors:
+        return None
+    if not recipe.hashed:
         return text_encoder.TextEncoder(recipe.encoder, **recipe.settings)
     return embed.HashedNgramEncoder(dimensions=recipe.dimensions, idf=np.ones(embed.SLOTS))
 
 
 def fitted(
-    encoder: vector_files.KnownEncoder, corpus: corpora.Corpus, directory: pathlib.Path, progress: Progress
+    encoder: vector_files.KnownEncoder, corpus: corpora.Corpus, directory: pathlib.Path, progress: part.Progress
 ) -> vector_files.KnownEncoder:
     """The encoder, with what has to be counted on the corpus: as an index's directory keeps it, else counted now."""
     if not isinstance(encoder, embed.HashedNgramEncoder):
@@ -96,7 +99,8 @@ def fitted(
 def keep(encoder: vector_files.KnownEncoder, corpus: corpora.Corpus, directory: pathlib.Path) -> None:
     """Writes what was counted on the corpus into the directory, which is the index's (see `claim`)."""
     if isinstance(encoder, embed.HashedNgramEncoder) and _counted_on(directory) != corpus.sha256:
-        with base.whole_directory(directory / "encoder") as temporary:
+        with files.whole(directory / "encoder") as temporary:
+            temporary.mkdir()
             np.save(temporary / "idf.npy", encoder.idf)
             (temporary / _COUNTED_ON).write_text(corpus.sha256)
 
@@ -108,9 +112,9 @@ def _counted_on(directory: pathlib.Path) -> str:
 
 def _encoder_record(encoder: vector_files.KnownEncoder) -> dict[str, Any]:
     """What a manifest says of an encoder: enough to open it again and to know another one."""
-    hashed = isinstance(encoder, embed.HashedNgramEncoder)
+    from_files = isinstance(encoder, text_encoder.TextEncoder)
     return {
-        "path": stored.HASHED if hashed else os.path.abspath(encoder.directory),
+        "path": os.path.abspath(encoder.directory) if from_files else stored.HASHED,
         "fingerprint": encoder.fingerprint,
         "settings": dataclasses.asdict(encoder.settings),
     }
@@ -123,7 +127,7 @@ def planned(recipe: Recipe, corpus: corpora.Corpus, encoder: vector_files.KnownE
         "corpus": {"path": corpus.path, "sha256": corpus.sha256, "rows": len(corpus)},
         "encoder": None if encoder is None else _encoder_record(encoder),
         "vectors": None if encoder is None else {"dtype": recipe.dtype, "dimensions": encoder.dimensions},
-        "parts": {part: {} for part in recipe.parts},
+        "parts": {name: {} for name in recipe.parts},
         "memory_bytes": recipe.memory_bytes,
         "target_recall": recipe.target_recall,
     }
@@ -142,7 +146,7 @@ def check(directory: pathlib.Path, plan: dict[str, Any]) -> bool:
             continue
         held = stored.without_paths(stored.read_json(directory / name))
         for key, value in stored.without_paths(plan).items():
-            of_held = {part: {} for part in held[key]} if key == "parts" else held.get(key)
+            of_held = {name: {} for name in held[key]} if key == "parts" else held.get(key)
             if of_held != value:
                 what = "an index" if name == stored.MANIFEST else "the beginning of an index"
                 raise ValueError(
@@ -170,7 +174,7 @@ def embed_corpus(
     corpus: corpora.Corpus,
     encoder: vector_files.KnownEncoder,
     directory: pathlib.Path,
-    progress: Progress,
+    progress: part.Progress,
     *,
     process: int = 0,
     processes: int = 1,
@@ -194,31 +198,26 @@ def finish(
     encoder: vector_files.KnownEncoder | None,
     directory: pathlib.Path,
     queries: Sequence[str],
-    progress: Progress,
+    progress: part.Progress,
 ) -> dict[str, Any]:
     """Makes what is missing of the parts, then the manifest, which it returns.
 
     Args:
-      queries: that ScaNN is tuned and measured on.
+      queries: that parts are tuned and measured on.
     """
     manifest = planned(recipe, corpus, encoder)
-    if "scann" in recipe.parts:
-        vectors = vector_files.open_vectors(directory / "vectors")
-        scann_index.build(
-            vectors,
-            directory / "scann",
-            shard_rows=recipe.shard_rows(*vectors.shape),
-            progress=lambda rows: progress("ScaNN", rows, len(vectors)),
-        )
-        index = scann_index.ScannIndex.load(directory / "scann")
-        encoded = encoder.encode(list(queries), "query")
-        tell = lambda rows: progress("measuring", rows, len(vectors))
-        measured = scann_tuning.tune(index, vectors, encoded, k=3, target_recall=recipe.target_recall, progress=tell)
-        manifest["parts"]["scann"] = dataclasses.asdict(measured)
-    if "bm25" in recipe.parts:
-        if not (directory / "bm25").exists():
-            bm25.build(corpus, directory / "bm25", progress=lambda rows: progress("BM25", rows, len(corpus)))
-        manifest["parts"]["bm25"] = {"k1": bm25.K1, "b": bm25.B}
+    making = part.Making(
+        directory=directory,
+        corpus=corpus,
+        encoder=encoder,
+        queries=queries,
+        memory_bytes=recipe.memory_bytes,
+        target_recall=recipe.target_recall,
+        progress=progress,
+    )
+    for name, row in parts_lib.PARTS.items():
+        if name in recipe.parts and row.build is not None:
+            manifest["parts"][name] = row.build(making)
     manifest["made_with"] = {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}
     _write_json(directory / stored.MANIFEST, manifest)
     (directory / stored.PLANNED).unlink(missing_ok=True)
@@ -240,9 +239,7 @@ def sample_queries(corpus: corpora.Corpus, *, count: int, words: int = 10) -> li
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(part, path)
+    files.write(path, json.dumps(value, indent=2) + "\n")
 
 
 def _installed(name: str) -> bool:

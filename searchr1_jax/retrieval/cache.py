@@ -16,7 +16,6 @@ import os
 import pathlib
 import sqlite3
 import threading
-from typing import Literal
 
 from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
@@ -46,7 +45,7 @@ class QueryCache:
         self,
         retriever: base.Retriever | None,
         path: str | os.PathLike,
-        mode: Literal["record", "replay"],
+        mode: str,
         *,
         identity: str,
     ):

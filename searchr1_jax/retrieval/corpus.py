@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import array
 from collections.abc import Callable
-import contextlib
 import hashlib
 import json
 import os
 import re
-import uuid
 import zlib
 
 import numpy as np
 
+from searchr1_jax.core import files
 from searchr1_jax.core import types
 
 LAYOUT = 0x5EA2C402  # first word of a sidecar
@@ -159,22 +158,9 @@ def _write_sidecar(paths: list[str], bounds: np.ndarray) -> None:
     errors = []
     for path in paths:
         try:
-            _write_whole(path, bounds)
+            with files.whole(path, shared=True) as part, open(part, "wb") as file:
+                np.save(file, bounds)
             return
         except OSError as error:
             errors.append(f"{path} ({error.strerror})")
     raise ValueError(f"cannot write the corpus' offsets to {' nor '.join(errors)}; give a writable cache_dir")
-
-
-def _write_whole(path: str, bounds: np.ndarray) -> None:
-    """Writes beside the path and renames, so that no reader sees half a file; leaves nothing if it fails."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f"{path}.{uuid.uuid4().hex}.part"
-    try:
-        with open(part, "wb") as file:
-            np.save(file, bounds)
-        os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise

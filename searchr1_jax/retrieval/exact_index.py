@@ -16,7 +16,6 @@ smaller ones save memory, not time: on a CPU they take five times as long.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +23,14 @@ import numpy as np
 
 from searchr1_jax.core import parallel
 from searchr1_jax.retrieval import base
+from searchr1_jax.retrieval import part
+from searchr1_jax.retrieval import rankers
+from searchr1_jax.retrieval import vectors as vector_files
 
 BLOCK = 16  # queries scored together; the last block is filled up with zeros
 CHUNK_ROWS = 65_536  # rows a device scores at once, at most: at 768 dimensions 200 MB, at 16 queries 4 MB of scores
 TRUTH_QUERIES = 256  # whose scores of a chunk `top_k` holds at once, 67 MB
 DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes a component
-Dtype = Literal["float32", "bfloat16", "int8"]
 
 
 class ExactIndex:
@@ -45,7 +46,9 @@ class ExactIndex:
     Raises: ValueError when the vectors are not finite or there are none, or the dtype is another.
     """
 
-    def __init__(self, vectors: np.ndarray, *, devices: Sequence[jax.Device] | None = None, dtype: Dtype = "float32"):
+    def __init__(
+        self, vectors: np.ndarray, *, devices: Sequence[parallel.Device] | None = None, dtype: str = "float32"
+    ):
         check_matrix(vectors)
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; set it to one of {', '.join(map(repr, DTYPES))}")
@@ -91,7 +94,7 @@ class ExactIndex:
             best = _better(best, *chunk, queries_QD, self._rows)
         return best
 
-    def _place(self, vectors: np.ndarray, chunk: int, dtype: Dtype) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _place(self, vectors: np.ndarray, chunk: int, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The rows of a chunk, a contiguous part on each device; their scales, float32; each part's first row.
 
         Beyond the last row there are zeros, which are never found. Scales are 1 but for int8.
@@ -158,7 +161,7 @@ def _better(
     )(*so_far, vectors_ND, scales_N, firsts, queries_QD, jnp.asarray(rows, jnp.int32))
 
 
-def stored_bytes(rows: int, dimensions: int, dtype: Dtype = "float32") -> int:
+def stored_bytes(rows: int, dimensions: int, dtype: str = "float32") -> int:
     """Bytes of all devices together that an index takes: the components and a float32 scale a row."""
     return rows * (dimensions * DTYPES[dtype] + 4)
 
@@ -214,3 +217,17 @@ def checked_blocks(vectors: np.ndarray, *, first_row: int = 0) -> Iterator[tuple
                 " made them"
             )
         yield first_row + start, block
+
+
+def _plan(wanted: part.Wanted) -> part.Estimate:
+    held = stored_bytes(wanted.rows, wanted.dimensions, wanted.rows_dtype or wanted.dtype)
+    return part.Estimate("exact search", 0, 0, held, 0.0)
+
+
+def _open(opening: part.Opening) -> rankers.ByVectors:
+    vectors = vector_files.open_vectors(opening.directory / "vectors")
+    index = ExactIndex(vectors, dtype=opening.rows_dtype or vectors.dtype.name)
+    return rankers.ByVectors(opening.encoder(), index)
+
+
+PART = part.Part(needs_vectors=True, plan=_plan, build=None, open=_open, in_memory=ExactIndex)

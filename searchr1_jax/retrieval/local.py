@@ -12,11 +12,8 @@ from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import corpus as corpora
 from searchr1_jax.retrieval import embed
-from searchr1_jax.retrieval import exact_index
+from searchr1_jax.retrieval import parts
 from searchr1_jax.retrieval import rankers
-from searchr1_jax.retrieval import scann_index
-
-INDEX_KINDS = {"scann": scann_index.ScannIndex, "exact": exact_index.ExactIndex}
 
 
 class LocalRetriever:
@@ -46,15 +43,16 @@ def build(
 
     Args:
       corpus_path: a jsonl file, see `corpus.Corpus`.
-      index: a key of INDEX_KINDS.
+      index: a key of parts.IN_MEMORY, or "auto" for `parts.default`.
       dimensions: D of the vectors.
       cache_dir: for the corpus' offsets, if its own folder cannot be written to.
     Raises: ValueError for an index kind that does not exist or a broken corpus; ImportError without ScaNN.
     """
-    if index not in INDEX_KINDS:
-        known = ", ".join(map(repr, INDEX_KINDS))
+    index = parts.default() if index == "auto" else index
+    if index not in parts.IN_MEMORY:
+        known = ", ".join(map(repr, parts.IN_MEMORY))
         raise ValueError(f"retriever.index is {index!r}; set it to one of {known}")
     corpus = corpora.Corpus(corpus_path, cache_dir)
     encoder = embed.HashedNgramEncoder.fit(corpus, dimensions=dimensions)
-    vectors = INDEX_KINDS[index](embed.embed_corpus(encoder, corpus))
+    vectors = parts.IN_MEMORY[index](embed.embed_corpus(encoder, corpus))
     return LocalRetriever(corpus, rankers.ByVectors(encoder, vectors))

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 import os
 
-import jax
 import numpy as np
 
+from searchr1_jax.core import parallel
 from searchr1_jax.models import encoder
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base
@@ -39,7 +39,7 @@ class CrossEncoder:
         max_tokens: int | None = None,
         dtype: str = "float32",
         rows: int = 16,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[parallel.Device] | None = None,
     ):
         self.directory = hf.directory(str(name))
         config = encoder.read_config(self.directory)

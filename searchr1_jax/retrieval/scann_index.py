@@ -26,6 +26,7 @@ import zlib
 
 import numpy as np
 
+from searchr1_jax.core import files
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import exact_index
 
@@ -47,7 +48,7 @@ class Settings:
     rescored: int  # candidates of the codes that are scored by their vectors
     # Of the vectors they are rescored by. With "float32" the last bit of a score may differ from call to call: it
     # depends on the order of the candidates, which ScaNN draws. The others were never seen to.
-    dtype: exact_index.Dtype
+    dtype: str
     training_rows: int  # sampled, on which tree and codes are trained
 
     @classmethod
@@ -121,7 +122,7 @@ class ScannIndex:
             for number, (first, stop) in enumerate(_bounds(record["rows"], record["shards"]))
         ]
         index = cls.__new__(cls)
-        index._compose(shards, record["dimensions"], Settings(**record["settings"]), threads or os.cpu_count())
+        index._compose(shards, record["dimensions"], Settings(**record["settings"]), threads or os.cpu_count() or 1)
         return index.searching(leaves_searched=leaves_searched, rescored=rescored)
 
     def _compose(self, shards: list[_Shard], dimensions: int, settings: Settings, threads: int) -> None:
@@ -219,7 +220,8 @@ def build(
         path = directory / _name(number)
         if _read(path / RECORD) != records[number]:
             (directory / RECORD).unlink(missing_ok=True)
-            with base.whole_directory(path) as partial:
+            with files.whole(path) as partial:
+                partial.mkdir()
                 shard = np.ascontiguousarray(vectors[first:stop], dtype=np.float32)
                 searcher = _searcher(shard, settings)
                 try:
@@ -229,17 +231,21 @@ def build(
                 (partial / RECORD).write_text(json.dumps(records[number]))
         progress(stop)
     if _read(directory / RECORD) != whole:
-        for path in directory.glob("shard-*"):  # of a build with more shards
+        for path in directory.glob("*shard-*"):  # of a build with more shards, whole or not
             if path.name not in {_name(number) for number in range(shards)}:
                 shutil.rmtree(path)
-        (directory / f"{RECORD}.partial").write_text(json.dumps(whole))
-        (directory / f"{RECORD}.partial").rename(directory / RECORD)
+        files.write(directory / RECORD, json.dumps(whole))
+
+
+def check() -> None:
+    """Raises ImportError where ScaNN has no wheel for this machine, or is not installed."""
+    _scann()
 
 
 def available() -> bool:
     """Whether ScaNN can be imported on this machine."""
     try:
-        _scann()
+        check()
     except ImportError:
         return False
     return True
@@ -286,7 +292,7 @@ def _checksum(vectors: np.ndarray, first_row: int) -> int:
     """CRC-32 of the vectors as float32; raises ValueError where one is not finite."""
     checksum = 0
     for _, block in exact_index.checked_blocks(vectors, first_row=first_row):
-        checksum = zlib.crc32(np.ascontiguousarray(block), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(block).data, checksum)
     return checksum
 
 
@@ -316,6 +322,7 @@ def _scann():
     except ImportError as error:
         raise ImportError(
             'the package "scann" cannot be imported here; it has wheels for x86-64 Linux only.'
-            ' Install it there (pip install scann), or set retriever.index = "exact"'
+            " Install it there (pip install scann), or search exactly: build with --parts=exact, set retriever.index ="
+            ' "exact"'
         ) from error
     return scann_ops_pybind

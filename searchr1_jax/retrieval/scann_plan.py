@@ -28,7 +28,7 @@ def plan(
     *,
     settings: scann_index.Settings | None = None,
     shard_rows: int,
-    vectors_dtype: exact_index.Dtype = "float32",
+    vectors_dtype: str = "float32",
 ) -> Plan:
     """What `build` with these arguments will take.
 

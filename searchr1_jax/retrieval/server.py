@@ -109,13 +109,14 @@ def serve(
 def app(retriever: base.Retriever, settings: Settings, info: Mapping[str, Any] | None = None) -> applications.Starlette:
     """Returns the application, which warms the retriever up when it starts; see `serve`."""
     service = _Service(retriever, settings, dict(info or {}))
+    refusals: dict[Any, Any] = {exceptions.HTTPException: _refusal}
     application = applications.Starlette(
         routes=[
             routing.Route("/retrieve", service.retrieve, methods=["POST"]),
             routing.Route("/health", service.health),
             routing.Route("/metrics", service.show_metrics),
         ],
-        exception_handlers={exceptions.HTTPException: _refusal},
+        exception_handlers=refusals,
         lifespan=service.lifespan,
     )
     application.state.broken = None  # what the warm-up raised

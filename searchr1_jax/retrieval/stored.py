@@ -2,8 +2,8 @@
 
     DIRECTORY/manifest.json   what it was made of and how well it finds; written last: without it there is no index
               encoder/        inverse document frequencies, where the encoder is our hashed n-grams
-              vectors/        of the passages: for "scann" and "exact"
-              scann/  bm25/
+              vectors/        of the passages: for parts that need them
+              scann/  bm25/   of the parts, see `parts.PARTS`
 
     manifest ─ corpus, encoder: are they those? ─▶ rankers of the parts, fused, reranked ─▶ LocalRetriever
 
@@ -12,6 +12,7 @@ The corpus stays where it is. Corpus and encoder must be those that the index wa
 
 from __future__ import annotations
 
+from collections.abc import Collection
 import hashlib
 import json
 import os
@@ -20,24 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from searchr1_jax.retrieval import bm25
 from searchr1_jax.retrieval import corpus as corpora
 from searchr1_jax.retrieval import embed
-from searchr1_jax.retrieval import exact_index
 from searchr1_jax.retrieval import local
+from searchr1_jax.retrieval import part
+from searchr1_jax.retrieval import parts as parts_lib
 from searchr1_jax.retrieval import rankers
 from searchr1_jax.retrieval import rerank
-from searchr1_jax.retrieval import scann_index
 from searchr1_jax.retrieval import text_encoder
 from searchr1_jax.retrieval import vectors as vector_files
 
 FORMAT = 1
 MANIFEST, PLANNED = "manifest.json", "planned.json"
-BY_VECTORS = ("scann", "exact")
-PARTS = (*BY_VECTORS, "bm25")
-SEARCHES = (*PARTS, "hybrid")  # hybrid: by words and by vectors, fused
+HYBRID = "hybrid"  # a search by words and by vectors, fused
 HASHED = "hashed"  # the encoder that needs no files
-_SEARCHED_BY = ("leaves_searched", "rescored")  # of what is measured: how ScaNN is asked
 
 
 def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
@@ -60,11 +57,20 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def default_search(manifest: dict[str, Any]) -> str:
-    """Hybrid where it can be, else the part there is (ScaNN before exact search)."""
+    """Hybrid where it can be, else the part there is, the first of PARTS."""
     parts = manifest["parts"]
-    if "bm25" in parts and len(parts) > 1:
-        return "hybrid"
-    return next(part for part in PARTS if part in parts)
+    return HYBRID if asked(HYBRID, parts) else next(name for name in parts_lib.PARTS if name in parts)
+
+
+def asked(search: str, parts: Collection[str]) -> list[str]:
+    """The parts that a search asks of an index that has these; none where it is not possible."""
+    held = [name for name in parts_lib.PARTS if name in parts]
+    by_vectors = [name for name in held if name in parts_lib.BY_VECTORS]
+    by_words = [name for name in held if name not in parts_lib.BY_VECTORS]
+    if search == HYBRID:
+        return [*by_words, by_vectors[0]] if by_words and by_vectors else []
+    alone = parts_lib.PARTS[search].build is None and by_vectors  # it needs the vectors and nothing else
+    return [search] if search in held or alone else []
 
 
 def open_index(
@@ -80,7 +86,7 @@ def open_index(
     """The index as a Retriever.
 
     Args:
-      search: of SEARCHES; empty: `default_search`.
+      search: one of PARTS or HYBRID; empty: `default_search`.
       corpus, encoder: where these are now, if no longer where the manifest says.
       reranker: Hugging Face directory or hub id of a cross-encoder that orders the best `candidates` anew.
       rows_dtype: of the vectors that exact search holds, float32, bfloat16 or int8; empty: as they are on disk.
@@ -91,22 +97,21 @@ def open_index(
     manifest = read_manifest(directory)
     search = search or default_search(manifest)
     parts = manifest["parts"]
-    if search not in SEARCHES:
-        raise ValueError(f"search {search!r} is unknown; choose from {list(SEARCHES)}")
-    dense = next((part for part in BY_VECTORS if part in parts), None)  # any vectors can be searched exactly
-    lacks_words = search in ("bm25", "hybrid") and "bm25" not in parts
-    lacks_vectors = search != "bm25" and dense is None or search == "scann" and "scann" not in parts
-    if lacks_words or lacks_vectors:
+    if search != HYBRID and search not in parts_lib.PARTS:
+        raise ValueError(f"search {search!r} is unknown; choose from {[*parts_lib.PARTS, HYBRID]}")
+    names = asked(search, parts)
+    if not names:
         raise ValueError(
             f"search {search!r} is not possible: {directory} holds {sorted(parts)}; build it with the parts it needs"
         )
     opened = _open_corpus(manifest["corpus"], corpus, directory)
-    found = []
-    if search in ("bm25", "hybrid"):
-        found.append(bm25.BM25Ranker(directory / "bm25"))
-    if search != "bm25":
-        kind = dense if search == "hybrid" else search
-        found.append(_by_vectors(manifest, directory, kind, encoder, rows_dtype))
+    opening = part.Opening(
+        directory=directory,
+        parts=parts,
+        encoder=lambda: _open_encoder(manifest["encoder"], directory, encoder),
+        rows_dtype=rows_dtype,
+    )
+    found = [parts_lib.PARTS[name].open(opening) for name in names]
     ranker = found[0] if len(found) == 1 else rankers.Fused(found)
     if reranker:
         ranker = rerank.Reranked(ranker, rerank.CrossEncoder(reranker), opened, candidates)
@@ -118,9 +123,8 @@ def identity(
 ) -> str:
     """Names what answers, for caches: the same for the same answers, wherever and however fast they are found."""
     manifest = read_manifest(directory)
-    made = without_paths(manifest) | {"made_with": None}
-    if measured := made["parts"].get("scann"):
-        made["parts"] = made["parts"] | {"scann": {name: measured[name] for name in _SEARCHED_BY}}
+    parts = {name: parts_lib.PARTS[name].identity(record) for name, record in manifest["parts"].items()}
+    made = without_paths(manifest) | {"made_with": None, "parts": parts}
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     reranked = f"{reranker} over {candidates}" if reranker else ""
     searched = [search or default_search(manifest), reranked, rows_dtype]
@@ -138,19 +142,6 @@ def _open_corpus(record: dict[str, Any], path: str, directory: pathlib.Path) -> 
             f" has {len(corpus)} rows and {corpus.sha256}; name the right one (--corpus), or build the index again"
         )
     return corpus
-
-
-def _by_vectors(
-    manifest: dict[str, Any], directory: pathlib.Path, kind: str, encoder: str, rows_dtype: str
-) -> rankers.ByVectors:
-    opened = _open_encoder(manifest["encoder"], directory, encoder)
-    if kind == "exact":
-        vectors = vector_files.open_vectors(directory / "vectors")
-        dtype = rows_dtype or manifest["vectors"]["dtype"]
-        return rankers.ByVectors(opened, exact_index.ExactIndex(vectors, dtype=dtype))
-    measured = manifest["parts"]["scann"]
-    index = scann_index.ScannIndex.load(directory / "scann", **{name: measured[name] for name in _SEARCHED_BY})
-    return rankers.ByVectors(opened, index)
 
 
 def without_paths(manifest: dict[str, Any]) -> dict[str, Any]:

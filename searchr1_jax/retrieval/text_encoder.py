@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -44,13 +43,13 @@ _HASHED_FILES = ("config.json", "*.safetensors", "tokenizer_config.json", *_VOCA
 class EncoderSettings:
     """What makes a text's vector, next to the weights; two that are equal make equal vectors."""
 
-    pooling: Literal["mean", "cls"]  # of the tokens' states, or the first one's
+    pooling: str  # of POOLINGS: the mean of the tokens' states, or the first one's
     normalize: bool  # to length 1
     query_prefix: str
     passage_prefix: str
     max_tokens: int  # of a text with its prefix and frame; what is longer is cut
     lower_case: bool  # before the tokenizer, which may do so itself
-    dtype: Literal["float32", "bfloat16"]  # of weights and activations
+    dtype: str  # of DTYPES, of weights and activations
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
@@ -90,21 +89,18 @@ def read_settings(
     normalize = stated_normalize if normalize is None else normalize
     if pooling is None or normalize is None:
         raise ValueError(f"{directory} has no modules.json; give pooling, one of {POOLINGS}, and normalize")
-    prompts = _read_json(directory / "config_sentence_transformers.json").get("prompts", {})
-    if query_prefix is None:
-        query_prefix = prompts.get("query", "")
-    if passage_prefix is None:
-        passage_prefix = prompts.get("passage", prompts.get("document", ""))
+    prompts: dict[str, str] = _read_json(directory / "config_sentence_transformers.json").get("prompts", {})
+    of_passages = prompts.get("passage", prompts.get("document", ""))
     reading = _read_json(directory / "sentence_bert_config.json")
     positions = encoder.read_config(directory).max_positions
-    max_tokens = max_tokens or reading.get("max_seq_length") or positions
-    check_max_tokens(max_tokens, positions)
+    longest: int = max_tokens or reading.get("max_seq_length") or positions
+    check_max_tokens(longest, positions)
     return EncoderSettings(
         pooling=pooling,
         normalize=normalize,
-        query_prefix=query_prefix,
-        passage_prefix=passage_prefix,
-        max_tokens=max_tokens,
+        query_prefix=prompts.get("query", "") if query_prefix is None else query_prefix,
+        passage_prefix=of_passages if passage_prefix is None else passage_prefix,
+        max_tokens=longest,
         lower_case=bool(reading.get("do_lower_case")),
         dtype=dtype,
     )
@@ -116,7 +112,7 @@ def check_max_tokens(max_tokens: int, positions: int) -> None:
         raise ValueError(f"max_tokens is {max_tokens}; the encoder has {positions} positions, make it 4 to {positions}")
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: pathlib.Path) -> Any:
     """The file's content, or {} where there is no such file."""
     if not path.is_file():
         return {}
@@ -188,7 +184,7 @@ class BatchedModel:
         *,
         max_tokens: int,
         dtype: str,
-        devices: Sequence[jax.Device] | None,
+        devices: Sequence[parallel.Device] | None,
         **options: Any,
     ):
         self.config = encoder.read_config(directory)
@@ -285,7 +281,7 @@ class TextEncoder:
         *,
         query_rows: int = 8,
         passage_rows: int = 32,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[parallel.Device] | None = None,
         **settings: Any,
     ):
         self.directory = hf.directory(str(name))
@@ -304,11 +300,7 @@ class TextEncoder:
             normalize=s.normalize,
         )
         self.dimensions = self._model.config.width
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """What `fingerprint` says of the directory."""
-        return fingerprint(self.directory)
+        self.fingerprint = fingerprint(self.directory)
 
     @property
     def programs(self) -> int:

@@ -22,7 +22,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 import uuid
 
 import ml_dtypes
@@ -39,9 +39,20 @@ _HEADER, _VECTORS, _DONE = "vectors.json", "vectors.bin", "vectors.done"
 class KnownEncoder(base.Encoder, Protocol):
     """An encoder that can be told from others, as `text_encoder.TextEncoder` can."""
 
-    dimensions: int  # D
-    fingerprint: str  # of its weights
-    settings: Any  # frozen dataclass of JSON values
+    @property
+    def dimensions(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights."""
+        ...
+
+    @property
+    def settings(self) -> Any:
+        """Frozen dataclass of JSON values."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +61,7 @@ class Header:
 
     rows: int  # N, of the corpus
     dimensions: int  # D
-    dtype: Literal["float32", "bfloat16"]
+    dtype: str  # a key of DTYPES
     block_rows: int  # recorded together
     corpus: str  # the corpus' hash
     encoder: str  # the encoder's fingerprint
@@ -79,7 +90,7 @@ def embed_corpus(
     directory: str | os.PathLike,
     *,
     corpus_hash: str,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: str = "float32",
     block_rows: int = 4096,
     process: int = 0,
     processes: int = 1,

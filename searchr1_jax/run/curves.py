@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from searchr1_jax.core import files
 from searchr1_jax.core import parallel
 from searchr1_jax.run import metrics
 
@@ -43,9 +44,8 @@ def learning_curve(workdir: pathlib.Path) -> None:
     axes[0, 0].legend(fontsize=8, frameon=False)
     for axis in axes[1]:
         axis.set_xlabel("step")
-    temporary = workdir / ".learning_curve.png"
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(workdir / "learning_curve.png")
+    with files.whole(workdir / "learning_curve.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)
 
 
@@ -102,7 +102,6 @@ def study_curves(path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[
         axes[0, column].legend(fontsize=8, frameon=False, loc="lower right")
         axes[-1, column].set_xlabel("step")
     axes[0, 0].set_ylim(0, 1)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
+    with files.whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     pyplot.close(figure)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from searchr1_jax.core import files
 from searchr1_jax.core import parallel
 from searchr1_jax.core import types
 from searchr1_jax.rollout import episodes
@@ -172,9 +173,5 @@ def write_trajectories(
 
 def _write(path: pathlib.Path, text: str) -> None:
     """Writes a file that is there whole or not at all; the first process does."""
-    if not parallel.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+    if parallel.is_first():
+        files.write(path, text)

@@ -18,6 +18,7 @@ import psutil
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from searchr1_jax.core import files
 from searchr1_jax.core import parallel
 
 _CONSOLE = rich_console.Console(highlight=False, soft_wrap=True)
@@ -116,9 +117,7 @@ class Writer:
         if not parallel.is_first():
             return
         kept = [row for row in read(self._workdir) if row["step"] <= last] if keep else []
-        temporary = self._path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        temporary.replace(self._path)
+        files.write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=last + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 import functools
 import pathlib
-import shutil
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
+from searchr1_jax.core import files
 from searchr1_jax.core import parallel
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.models import catalog
@@ -123,29 +122,12 @@ def save(
         eos_ids=tokens.eos_ids,
         stop_strings=protocol.stop_tags(tools),
     )
-    with _whole(output) as temporary:
+    with files.whole(output) if parallel.is_first() else contextlib.nullcontext(output) as temporary:
         if parallel.is_first():
+            temporary.mkdir()
             tokens.save(temporary)
             if card is not None:
                 (temporary / "README.md").write_text(card)
         write(temporary, model, params)
         if value is not None:
             write(temporary / "value", model, value, kind=decoder.Value)
-
-
-@contextlib.contextmanager
-def _whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a directory to write to, which takes the place of `output` at the end; after an error nothing is left."""
-    temporary = output.with_name(f".{output.name}.partial")
-    if jax.process_index() != 0:
-        yield temporary
-        return
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,55 +1,114 @@
-"""Which search engine a config names: a server, one of the web, a built index, or one made at the start.
+"""Which search engine the settings name, the first of KINDS that holds, behind a cache of queries if they ask for one.
 
-settings.retriever ─ url? ─▶ RemoteRetriever, OnlineRetriever      ┐
-                 ─ index ─▶ stored.open_index, local.build       ┴─ cache? ─▶ QueryCache
+    a search engine of the web, a server          retriever.url
+    made at the start, the user's own, built      retriever.index
+
+A user's own is "package.module:function", called with the settings and the workdir; it returns a `base.Retriever`. For
+the cache of queries it is known by that name and, where the function has an attribute `identity`, by what that returns
+for the same two arguments: whatever else its answers depend on, such as the corpus' hash.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import pathlib
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
 
+from searchr1_jax.core import names
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import cache
 from searchr1_jax.retrieval import corpus as corpora
 from searchr1_jax.retrieval import local
 from searchr1_jax.retrieval import online
+from searchr1_jax.retrieval import parts
 from searchr1_jax.retrieval import remote
-from searchr1_jax.retrieval import scann_index
 from searchr1_jax.retrieval import stored
 from searchr1_jax.run import run_directory
 
 
+class Kind(NamedTuple):
+    """One way to name a search engine."""
+
+    holds: Callable[[settings_lib.Retriever], bool]  # whether it is named in this way
+    identity: Callable[[settings_lib.Settings, pathlib.Path], str]  # names what answers, without opening it
+    open: Callable[[settings_lib.Settings, pathlib.Path], base.Retriever]
+
+
 def make(settings: settings_lib.Settings, workdir: pathlib.Path) -> base.Retriever:
-    """What the config names, behind a cache of queries where it asks for one.
+    """What the settings name, behind a cache of queries where they ask for one.
 
     Raises:
-      ValueError: where what it names is not there, or is not what a cache was recorded with.
+      ValueError: where what they name is not there, or is not what a cache was recorded with.
     """
-    c = settings.retriever
+    c, kind = settings.retriever, kind_of(settings)
     if c.cache == "off":
-        return _engine(settings, workdir)
+        return kind.open(settings, workdir)
     if jax.process_count() > 1:
         raise ValueError(
             f"retriever.cache is {c.cache!r} with {jax.process_count()} processes; a cache is one process's: set it to"
             ' "off", or let a retrieval server keep it (python -m searchr1_jax.serve --cache=…)'
         )
-    engine = _engine(settings, workdir) if c.cache == "record" else None
-    return cache.QueryCache(engine, workdir / c.cache_file, c.cache, identity=_identity(settings, workdir))
+    engine = kind.open(settings, workdir) if c.cache == "record" else None
+    return cache.QueryCache(engine, workdir / c.cache_file, c.cache, identity=kind.identity(settings, workdir))
 
 
-def _identity(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
-    """Names what answers the config's queries."""
+def kind_of(settings: settings_lib.Settings) -> Kind:
+    """How the settings name their search engine."""
+    return next(kind for kind in KINDS.values() if kind.holds(settings.retriever))
+
+
+def _client(kind: Callable[..., Any]) -> Callable[[settings_lib.Settings, pathlib.Path], base.Retriever]:
+    """A client of what answers at retriever.url, after a first search."""
+
+    def opened(settings, workdir):
+        c = settings.retriever
+        client = kind(c.url, timeout_s=c.timeout_s, attempts=c.attempts, backoff_s=c.backoff_s)
+        client.check()
+        return client
+
+    return opened
+
+
+def _at_the_start(settings: settings_lib.Settings, workdir: pathlib.Path) -> base.Retriever:
     c = settings.retriever
-    if c.url:
-        return c.url
-    if _is_built(c.index):
-        return stored.identity(c.index, **_how(c))
+    if unread := [f"retriever.{key}" for key in ("search", "reranker", "rows_dtype") if getattr(c, key)]:
+        raise ValueError(
+            f"{', '.join(unread)} is of a built index, and retriever.index is {c.index!r}; leave it empty, or name a"
+            " directory that searchr1_jax.index built"
+        )
+    corpus = run_directory.find(settings.data.corpus, workdir, "data.corpus")
+    return local.build(corpus, index=c.index, dimensions=c.dimensions, cache_dir=workdir / "data")
+
+
+def _identity_at_the_start(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
+    c = settings.retriever
     corpus = corpora.Corpus(run_directory.find(settings.data.corpus, workdir, "data.corpus"), workdir / "data")
     return f"corpus {corpus.sha256[:16]} {c.index} {c.dimensions}"
+
+
+def _function(settings: settings_lib.Settings) -> Any:
+    """The user's own. Raises: ValueError where it cannot be imported."""
+    return names.resolve(settings.retriever.index, parts.IN_MEMORY, "retriever.index")
+
+
+def _own(settings: settings_lib.Settings, workdir: pathlib.Path) -> base.Retriever:
+    made = _function(settings)(settings, workdir)
+    if not callable(getattr(made, "search", None)):
+        raise ValueError(
+            f"retriever.index is {settings.retriever.index!r}, which returned {made!r}; it has to return a Retriever,"
+            " with a method search(queries, k)"
+        )
+    return made
+
+
+def _identity_of_own(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
+    identity = getattr(_function(settings), "identity", None)
+    name = settings.retriever.index
+    return name if identity is None else f"{name} {identity(settings, workdir)}"
 
 
 def _how(c: settings_lib.Retriever) -> dict[str, Any]:
@@ -57,27 +116,18 @@ def _how(c: settings_lib.Retriever) -> dict[str, Any]:
     return dict(search=c.search, reranker=c.reranker, candidates=c.candidates, rows_dtype=c.rows_dtype)
 
 
-def _is_built(index: str) -> bool:
-    return index not in ("auto", *local.INDEX_KINDS)
-
-
-def _engine(settings: settings_lib.Settings, workdir: pathlib.Path) -> base.Retriever:
-    """A server or an engine of the web, after a first search; or an index in this process."""
-    c = settings.retriever
-    unread = [f"retriever.{key}" for key in ("search", "reranker", "rows_dtype") if getattr(c, key)]
-    if unread and not c.url and not _is_built(c.index):
-        raise ValueError(
-            f"{', '.join(unread)} is of a built index, and retriever.index is {c.index!r}; leave it empty, or name a"
-            " directory that searchr1_jax.index built"
-        )
-    if c.url:
-        kind = online.OnlineRetriever if c.url in online.ENGINES else remote.RemoteRetriever
-        client = kind(c.url, timeout_s=c.timeout_s, attempts=c.attempts, backoff_s=c.backoff_s)
-        client.check()
-        return client
-    if _is_built(c.index):
-        return stored.open_index(c.index, **_how(c))
-    corpus, index = run_directory.find(settings.data.corpus, workdir, "data.corpus"), c.index
-    if index == "auto":
-        index = "scann" if scann_index.available() else "exact"
-    return local.build(corpus, index=index, dimensions=c.dimensions, cache_dir=workdir / "data")
+KINDS = {
+    "of the web": Kind(
+        lambda c: c.url in online.ENGINES, lambda settings, _: settings.retriever.url, _client(online.OnlineRetriever)
+    ),
+    "a server": Kind(
+        lambda c: bool(c.url), lambda settings, _: settings.retriever.url, _client(remote.RemoteRetriever)
+    ),
+    "made at the start": Kind(lambda c: c.index in ("auto", *parts.IN_MEMORY), _identity_at_the_start, _at_the_start),
+    "own": Kind(lambda c: re.fullmatch(r"[\w.]+:\w+", c.index) is not None, _identity_of_own, _own),
+    "built": Kind(
+        lambda c: True,
+        lambda settings, _: stored.identity(settings.retriever.index, **_how(settings.retriever)),
+        lambda settings, _: stored.open_index(settings.retriever.index, **_how(settings.retriever)),
+    ),
+}

@@ -7,6 +7,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+from searchr1_jax.core import files
 from searchr1_jax.core import parallel
 from searchr1_jax.core import settings as settings_lib
 
@@ -133,8 +134,5 @@ def invented_world(settings: settings_lib.Settings) -> dict[str, Any]:
 
 def claim(settings: settings_lib.Settings, workdir: pathlib.Path) -> None:
     """Writes config.json, the settings of the run that lives here from now on; the first process does."""
-    if not parallel.is_first():
-        return
-    temporary = workdir / f".{CONFIG}"
-    temporary.write_text(json.dumps(settings.as_json(), indent=2) + "\n")
-    temporary.replace(workdir / CONFIG)
+    if parallel.is_first():
+        files.write(workdir / CONFIG, json.dumps(settings.as_json(), indent=2) + "\n")

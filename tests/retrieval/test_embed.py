@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 import zlib
 
 import numpy as np
@@ -109,19 +108,6 @@ def test_another_process_makes_the_same_vectors(corpus):
         [sys.executable, "-c", code, corpus.path], env=environment, capture_output=True, text=True, check=True
     )
     assert other.stdout.strip() == vectors.tobytes().hex()
-
-
-def test_five_thousand_passages_take_about_a_second(tmp_path):
-    rng = np.random.default_rng(0)
-    names = ["".join(rng.choice(list("bdfgklmnaeiou"), 5)) for _ in range(400)]
-    rows = [" ".join(rng.choice(names, 14)) for _ in range(5000)]
-    path = tmp_path / "c.jsonl"
-    path.write_text("\n".join(json.dumps({"id": str(i), "contents": row}) for i, row in enumerate(rows)))
-    corpus = corpora.Corpus(path)
-    start = time.process_time()
-    encoder = embed.HashedNgramEncoder.fit(corpus, dimensions=256)
-    assert embed.embed_corpus(encoder, corpus).shape == (5000, 256)
-    assert time.process_time() - start < 2  # 0.2 s on an idle core
 
 
 def test_wrong_arguments_are_refused_by_value(corpus):

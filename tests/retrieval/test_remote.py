@@ -127,17 +127,29 @@ def test_an_answer_that_is_not_the_protocol_is_an_error_and_not_asked_for_again(
     assert len(seen) == 1
 
 
-def test_a_slow_server_times_out_and_may_be_faster_the_next_time():
-    def slow(request):
-        time.sleep(0.5)
+@contextlib.contextmanager
+def _held():
+    """Yields an answer that does not come before the end."""
+    end = threading.Event()
+
+    def answer(request):
+        end.wait(60)
         return _echo(request)
 
-    with http_servers.scripted(slow, _echo) as (url, seen):
-        assert _client(url, timeout_s=0.1).search(["mira"], 1)[0][0].id == "mira"
-        assert len(seen) == 2
-    with http_servers.scripted(slow) as (url, _):
-        with pytest.raises(base.RetrievalError, match="2 attempts: .*no answer within 0.1 s"):
-            _client(url, timeout_s=0.1, attempts=2).search(["mira"], 1)
+    try:
+        yield answer
+    finally:
+        end.set()
+
+
+def test_a_slow_server_times_out_and_may_be_faster_the_next_time():
+    with _held() as held:
+        with http_servers.scripted(held, _echo) as (url, seen):
+            assert _client(url, timeout_s=1.0).search(["mira"], 1)[0][0].id == "mira"
+            assert len(seen) == 2
+        with http_servers.scripted(held) as (url, _):
+            with pytest.raises(base.RetrievalError, match="2 attempts: .*no answer within 0.1 s"):
+                _client(url, timeout_s=0.1, attempts=2).search(["mira"], 1)
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again():
@@ -163,7 +175,8 @@ def test_an_answer_that_breaks_off_is_asked_for_again():
 
 @contextlib.contextmanager
 def _dripping(head, piece, pause_s):
-    """Sends a head at once and then a piece, over and over; yields the url."""
+    """Sends a head at once and then a piece, 100 times; yields the url and the list of pieces sent."""
+    sent = []
     with socket.create_server(("127.0.0.1", 0)) as server, concurrent.futures.ThreadPoolExecutor(1) as pool:
         server.settimeout(5)
 
@@ -175,9 +188,10 @@ def _dripping(head, piece, pause_s):
                 for _ in range(100):
                     time.sleep(pause_s)
                     connection.sendall(piece)
+                    sent.append(piece)
 
         served = pool.submit(answer)
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", sent
         served.result()
 
 
@@ -189,11 +203,10 @@ def _dripping(head, piece, pause_s):
     ],
 )
 def test_an_answer_that_drips_is_given_up_at_the_deadline(head, piece):
-    with _dripping(head, piece, 0.05) as url:
-        start = time.monotonic()
+    with _dripping(head, piece, 0.05) as (url, sent):
         with pytest.raises(base.RetrievalError, match="1 attempt: .*no answer within 0.3 s"):
             _client(url, timeout_s=0.3, attempts=1).search(["mira"], 1)
-        assert 0.3 <= time.monotonic() - start < 0.6 + 0.3  # the pieces alone would take 5 s
+        assert len(sent) < 100  # which take 5 s
 
 
 def test_connections_are_kept_and_compressed_answers_read():
@@ -272,12 +285,8 @@ def test_when_the_server_that_answered_fails_the_others_are_asked_in_turn():
 
 
 def test_a_server_that_times_out_is_passed_over():
-    def slow(request):
-        time.sleep(0.5)
-        return _echo(request)
-
-    with http_servers.scripted(slow) as (bad, _), http_servers.scripted(_echo) as (good, _):
-        assert _client([bad, good], timeout_s=0.1).search(["mira"], 1)[0][0].id == "mira"
+    with _held() as held, http_servers.scripted(held) as (bad, _), http_servers.scripted(_echo) as (good, _):
+        assert _client([bad, good], timeout_s=1.0).search(["mira"], 1)[0][0].id == "mira"
 
 
 def test_attempts_are_counted_over_all_servers_and_pauses_stand_between_rounds(monkeypatch):

@@ -110,12 +110,12 @@ def test_a_build_that_was_killed_goes_on_to_the_same_index(built, vectors, tmp_p
                 scann_index.build(vectors, directory, settings=TREE, shard_rows=500)
             with pytest.raises(ValueError, match="holds no whole ScaNN index; build it"):
                 scann_index.ScannIndex.load(directory)
-            torn = directory / f"shard-{whole:05}.partial"  # killed while the shard was being written
+            torn = directory / f".shard-{whole:05}.partial"  # killed while the shard was being written
             torn.mkdir(exist_ok=True)
             (torn / "dataset.npy").write_bytes(b"half")
         else:  # killed before the last file was renamed
             scann_index.build(vectors, directory, settings=TREE, shard_rows=500)
-            (directory / "index.json").rename(directory / "index.json.partial")
+            (directory / "index.json").rename(directory / ".index.json.partial")
     made.clear()
     monkeypatch.setattr(scann_index, "_searcher", lambda *arguments: made.append(1) or real(*arguments))
     reached = []

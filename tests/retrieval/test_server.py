@@ -358,7 +358,7 @@ def test_metrics_count_requests_queries_seconds_and_batches():
         "searchr1_batch_queries_count": 3,
     }
     assert {name: float(samples[name]) for name in expected} == expected
-    assert 0 < float(samples["searchr1_request_seconds_sum"]) < 4
+    assert float(samples["searchr1_request_seconds_sum"]) > 0
 
 
 SLOW = """

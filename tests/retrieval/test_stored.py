@@ -37,9 +37,9 @@ def _write(path: pathlib.Path, contents=CONTENTS) -> corpora.Corpus:
 
 def _build(directory: pathlib.Path, corpus: corpora.Corpus, recipe=RECIPE, progress=quiet):
     """As the verb does it, on one process."""
-    encoder = None
-    if recipe.needs_vectors:
-        encoder = building.fitted(building.make_encoder(recipe), corpus, directory, progress)
+    encoder = building.make_encoder(recipe)
+    if encoder is not None:
+        encoder = building.fitted(encoder, corpus, directory, progress)
     building.claim(directory, building.planned(recipe, corpus, encoder))
     if encoder is not None:
         building.keep(encoder, corpus, directory)
@@ -265,7 +265,6 @@ def test_what_is_not_there_is_refused_by_name(made, tmp_path):
         ({"parts": ("bm25", "bm25")}, "each once"),
         ({"parts": ("faiss",)}, r"--parts is \['faiss'\]"),
         ({"parts": ("bm25",)}, "an encoder belongs to scann and exact, and to them alone"),
-        ({"encoder": ""}, "an encoder belongs to scann and exact"),
         ({"target_recall": 1.1}, "--target_recall is 1.1"),
         ({"settings": {"max_tokens": 9}}, "--max_tokens without --encoder"),
     ],

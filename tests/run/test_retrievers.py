@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from searchr1_jax.core import settings
+from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import building
 from searchr1_jax.retrieval import cache
@@ -53,7 +54,8 @@ def test_what_was_recorded_is_replayed_without_the_engine(workdir, index, built,
     named = {"index": str(index)} if built else {"index": "exact", "dimensions": 16}
     recording = retrievers.make(_config(cache="record", **named), workdir)
     expected = recording.search(["Mira", "Doru"], 2)
-    monkeypatch.setattr(retrievers, "_engine", lambda *_: pytest.fail("the engine was made"))
+    for module, name in ((retrievers.stored, "open_index"), (retrievers.local, "build")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("the engine was made"))
     replaying = retrievers.make(_config(cache="replay", **named), workdir)
     assert isinstance(replaying, cache.QueryCache) and replaying.search(["Doru", "Mira"], 2) == expected[::-1]
     with pytest.raises(base.RetrievalError, match="Kesa"):
@@ -76,6 +78,59 @@ def test_what_only_a_built_index_knows_is_refused_of_another(workdir, index):
     with pytest.raises(ValueError, match="retriever.search, retriever.reranker is of a built index, and .* is 'exact'"):
         retrievers.make(_config(index="exact", search="hybrid", reranker="x"), workdir)
     assert _found(retrievers.make(_config(index=str(index), search="bm25"), workdir)) == ["p0"]
+
+
+class Own:
+    """A retriever of a user's own."""
+
+    def __init__(self, settings, workdir):
+        self.found = types.Passage(id=str(workdir), title=settings.data.corpus, text="")
+
+    def search(self, queries, k):
+        return [[self.found]] * len(queries)
+
+
+class Versioned(Own):
+    version = "1"
+
+    @classmethod
+    def identity(cls, settings, workdir):
+        return f"{cls.version} of {settings.data.corpus}"
+
+
+def test_a_function_of_the_users_own_is_called_with_the_settings_and_the_workdir(workdir):
+    [[found]] = retrievers.make(_config(index=f"{__name__}:Own"), workdir).search(["Mira"], 1)
+    assert (found.id, found.title) == (str(workdir), "corpus.jsonl")
+
+
+def test_a_users_own_is_known_to_a_cache_by_its_name_and_what_it_says(workdir, monkeypatch):
+    kinds = {}
+    for name in ("Own", "Versioned"):
+        config = _config(index=f"{__name__}:{name}", cache="record", cache_file=name)
+        retrievers.make(config, workdir).search(["Mira"], 1)
+        kinds[name] = retrievers.kind_of(config).identity(config, workdir)
+    assert kinds == {"Own": f"{__name__}:Own", "Versioned": f"{__name__}:Versioned 1 of corpus.jsonl"}
+    assert retrievers.make(_config(index=f"{__name__}:Versioned", cache="replay", cache_file="Versioned"), workdir)
+    monkeypatch.setattr(Versioned, "version", "2")
+    with pytest.raises(ValueError, match="1 of corpus.jsonl.*not of.*2 of corpus.jsonl"):
+        retrievers.make(_config(index=f"{__name__}:Versioned", cache="replay", cache_file="Versioned"), workdir)
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("no_such_module:make", "retriever.index .*'no_such_module:make'.*No module named"),
+        (f"{__name__}:nothing", "retriever.index .*has no attribute 'nothing'"),
+        (f"{__name__}:dict_of", r"which returned {}; it has to return a Retriever, with a method search\(queries, k\)"),
+    ],
+)
+def test_a_users_own_that_is_none_is_refused_by_name(workdir, name, said):
+    with pytest.raises(ValueError, match=said):
+        retrievers.make(_config(index=name), workdir)
+
+
+def dict_of(settings, workdir):
+    return {}
 
 
 def test_an_engine_of_the_web_needs_its_key(workdir, monkeypatch):

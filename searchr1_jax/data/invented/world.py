@@ -24,8 +24,8 @@ import os
 import pathlib
 import random
 import re
-import uuid
 
+from searchr1_jax.core import files
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.data.invented import relations as relations_lib
 
@@ -333,7 +333,4 @@ def _spread(rng: random.Random, pools: Sequence[list], count: int) -> list:
 
 
 def _write_rows(path: pathlib.Path, rows: Iterable[Mapping]) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(temporary, path)
+    files.write(path, "".join(json.dumps(row) + "\n" for row in rows), shared=True)

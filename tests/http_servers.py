@@ -24,7 +24,7 @@ import uvicorn
 from searchr1_jax.core import types
 from searchr1_jax.retrieval import server
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[1]
 Seen = collections.namedtuple("Seen", "path body headers")  # body: the JSON of a POST, the parameters of a GET
 
 

@@ -1,0 +1,33 @@
+"""The flags that `index` and `serve` share: which index it is, and how it is searched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from searchr1_jax.retrieval import exact_index
+from searchr1_jax.retrieval import parts
+from searchr1_jax.retrieval import stored
+
+
+def define() -> None:
+    flags.DEFINE_string(
+        "index", None, 'directory of an index; to serve also "package.module:function" or "auto", made of --corpus'
+    )
+    flags.DEFINE_string("corpus", "", 'jsonl file, {"id", "contents"} a line; of a built index: where it is now')
+    flags.DEFINE_string(
+        "encoder", "", "directory or hub id of a BERT-family text encoder; of a built index: where it is now"
+    )
+    flags.DEFINE_enum("search", "", ["", *parts.PARTS, stored.HYBRID], "how to search; default: hybrid where it can be")
+    flags.DEFINE_string("reranker", "", "directory or hub id of a cross-encoder that orders what was found anew")
+    flags.DEFINE_integer("candidates", 50, "passages that it orders")
+    flags.DEFINE_enum(
+        "rows_dtype", "", ["", *exact_index.DTYPES], "of the rows that exact search holds; default: as on disk"
+    )
+
+
+def how() -> dict[str, Any]:
+    """The arguments of `stored.open_index` but for the directory."""
+    names = ("corpus", "encoder", "search", "reranker", "candidates", "rows_dtype")
+    return {name: flags.FLAGS[name].value for name in names}
