@@ -6,39 +6,83 @@ python -m searchr1_jax.study --workdir=runs/study --readme
     runs ─ finished_runs ─▶ {method: [Run of a seed, …]} ─ curves.study_curves ─▶ docs/study.png
                                   │
                  tables, and claims judged by one rule ─▶ docs/study.md, and the block of README.md
+
+The config file says what is studied in the first line of its docstring, in METHODS which methods there are and what is
+claimed of them (`sweeps.claims`), in PAPERS by whom, and in PANELS what is drawn together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import json
+import os
 import pathlib
-from typing import Any
+from typing import NamedTuple
 
 from absl import flags
 
 from searchr1_jax.run import command
 from searchr1_jax.run import curves
 from searchr1_jax.sweeps import claims
+from searchr1_jax.sweeps import entries
 from searchr1_jax.sweeps import finished_runs
 
-_, _WORKDIR = command.define_flags()  # of the sweep, with its runs' directories in it
-_DOCUMENT = flags.DEFINE_string("document", "docs/study.md", "written whole; the picture goes beside it, as .png")
-_README = flags.DEFINE_bool("readme", False, "update the block of README.md too")
-
+_CONFIG, _DOCUMENT = "configs/study.py", "docs/study.md"
 _BEGIN, _END = "<!-- study -->", "<!-- /study -->"
 
-PANELS = {
-    "retrieved tokens, groups": ("ppo", "unmasked", "grpo"),
-    "algorithms": ("grpo", "rloo", "reinforce_pp", "dr_grpo", "dapo", "gspo"),
-    "samples a question": ("grpo", "grpo_of_3", "grpo_of_1"),
-    "settings of PPO": ("ppo", "top_3", "format", "no_kl"),
-}
+
+class Study(NamedTuple):
+    """What a config file says of it."""
+
+    title: str
+    methods: Mapping[str, claims.Method]  # by the name of their runs; in the order of the tables
+    papers: str  # whose claims these are
+    panels: Mapping[str, Sequence[str]]  # of the picture: what is drawn together
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> Study:
+        """Raises ValueError where something is missing, or where a method is named that there is not."""
+        config = entries.load(path, "METHODS", "PAPERS", "PANELS")
+        named = {claim.against for method in config.METHODS.values() for claim in method.claims if claim.against}
+        if unknown := named.union(*config.PANELS.values()) - config.METHODS.keys():
+            raise ValueError(
+                f"claims or PANELS of {path} name {', '.join(sorted(unknown))}, which METHODS lacks; it has"
+                f" {', '.join(config.METHODS)}"
+            )
+        title = (config.__doc__ or path.stem).splitlines()[0].rstrip(".")
+        return cls(title, config.METHODS, config.PAPERS, config.PANELS)
 
 
-def over_seeds(values: Sequence[float], written: Callable[[float], str]) -> str:
-    """The mean, and the smallest and the largest where they differ."""
-    low, mean, high = map(written, (min(values), sum(values) / len(values), max(values)))
-    return mean if low == high else f"{mean} ({low}–{high})"
+class Column(NamedTuple):
+    """Of a table: a figure of a run, and how it is written."""
+
+    of: Callable[[finished_runs.Run], float]
+    written: Callable[[float], str]
+
+    def cell(self, runs: Sequence[finished_runs.Run]) -> str:
+        """The mean over the seeds, and the smallest and the largest where they differ."""
+        values = list(map(self.of, runs))
+        low, mean, high = map(self.written, (min(values), sum(values) / len(values), max(values)))
+        return mean if low == high else f"{mean} ({low}–{high})"
+
+
+def _em(name: str) -> Column:
+    return Column(lambda run: run.evaluations[name]["em"], claims.number)
+
+
+def _em_by_hops(hops: str) -> Column:
+    return Column(lambda run: run.evaluations["final-sampled"]["em_by_hops"][hops], claims.number)
+
+
+def _searches(name: str) -> Column:
+    return Column(lambda run: run.evaluations[name]["searches"], "{:.2f}".format)
+
+
+_SECONDS = Column(lambda run: run.training_s, "{:.0f}".format)
+
+
+def _seeds(runs: Sequence[finished_runs.Run]) -> str:
+    return ", ".join(str(run.seed) for run in runs)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -47,101 +91,76 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
-def _em(runs: Sequence[finished_runs.Run], name: str) -> str:
-    return over_seeds([run.evaluations[name]["em"] for run in runs], claims.number)
-
-
-def _em_by_hops(runs: Sequence[finished_runs.Run], name: str, hops: str) -> str:
-    return over_seeds([run.evaluations[name]["em_by_hops"][hops] for run in runs], claims.number)
-
-
-def _searches(runs: Sequence[finished_runs.Run], name: str) -> str:
-    return over_seeds([run.evaluations[name]["searches"] for run in runs], "{:.2f}".format)
-
-
-def _seconds(runs: Sequence[finished_runs.Run]) -> str:
-    return over_seeds([run.training_s for run in runs], "{:.0f}".format)
-
-
-def _seeds(runs: Sequence[finished_runs.Run]) -> str:
-    return ", ".join(str(run.seed) for run in runs)
-
-
-def figures(methods: finished_runs.Methods) -> str:
+def figures(methods: Mapping[str, claims.Method], runs: finished_runs.Runs) -> str:
     """The table of all figures: a row for each method."""
-    found = {h for runs in methods.values() for h in runs[0].evaluations["final-sampled"]["em_by_hops"]}
-    hops = sorted(found)
-    head = ["method", "seeds", "base, greedy", "base, sampled", "greedy", "sampled"]
-    head += [*(f"{h}-hop, sampled" for h in hops), "searches, greedy", "searches, sampled", "seconds"]
-    rows = [head]
-    for method, runs in methods.items():
-        row = [finished_runs.METHODS[method], _seeds(runs), *(_em(runs, name) for name in finished_runs.EVALUATIONS)]
-        row += [_em_by_hops(runs, "final-sampled", h) for h in hops]
-        row += [_searches(runs, "final-greedy"), _searches(runs, "final-sampled")]
-        row.append(_seconds(runs))
-        rows.append(row)
+    hops = sorted({h for some in runs.values() for h in some[0].evaluations["final-sampled"]["em_by_hops"]})
+    columns = {name.replace("-", ", ").removeprefix("final, "): _em(name) for name in finished_runs.EVALUATIONS}
+    columns |= {f"{h}-hop, sampled": _em_by_hops(h) for h in hops}
+    columns |= {f"searches, {decoding}": _searches(f"final-{decoding}") for decoding in ("greedy", "sampled")}
+    columns["seconds"] = _SECONDS
+    rows = [["method", "seeds", *columns]]
+    for name, some in runs.items():
+        rows.append([methods[name].title, _seeds(some), *(column.cell(some) for column in columns.values())])
     return table(rows)
 
 
-def short(methods: finished_runs.Methods, findings: Sequence[claims.Finding]) -> str:
+def short(
+    methods: Mapping[str, claims.Method], runs: finished_runs.Runs, findings: Mapping[str, Sequence[claims.Finding]]
+) -> str:
     """The table for the README: a row for the base and one for each method."""
-    first = next(iter(methods.values()))  # others may have a base of their own: docs/study.md has them all
+    first = next(iter(runs.values()))  # others may have a base of their own: docs/study.md has them all
     n = first[0].evaluations["final-sampled"]["n"]
-    figures_ = ("greedy", "sampled", "searches", "seconds")
-    rows = [[f"exact match on {n} test questions", "seeds", *figures_, "the papers' findings"]]
-
-    def add(label: str, seeds: str, runs: Sequence[finished_runs.Run], which: str, seconds: str, said: str) -> None:
-        results = (_em(runs, f"{which}-greedy"), _em(runs, f"{which}-sampled"), _searches(runs, f"{which}-sampled"))
-        rows.append([label, seeds, *results, seconds, said])
-
-    add("the base", _seeds(first), first, "base", "", "")
-    for method, runs in methods.items():
-        said = "; ".join(f"{f.claim.title}: {f.verdict}" for f in findings if f.claim.method == method)
-        add(finished_runs.METHODS[method], _seeds(runs), runs, "final", _seconds(runs), said)
+    head = [f"exact match on {n} test questions", "seeds", "greedy", "sampled", "searches", "seconds"]
+    rows = [[*head, "the papers' findings"]]
+    columns = lambda name: (_em(f"{name}-greedy"), _em(f"{name}-sampled"), _searches(f"{name}-sampled"))
+    rows.append(["the base", _seeds(first), *(column.cell(first) for column in columns("base")), "", ""])
+    for name, some in runs.items():
+        cells = [column.cell(some) for column in (*columns("final"), _SECONDS)]
+        said = "; ".join(f"{f.title}: {f.verdict}" for f in findings[name] if f.pairs)
+        rows.append([methods[name].title, _seeds(some), *cells, said])
     return table(rows)
 
 
-def document(
-    methods: finished_runs.Methods,
-    unfinished: Sequence[str],
-    verbs: Sequence[Mapping[str, Any]],
+def report(
+    study: Study,
+    runs: finished_runs.Runs,
+    findings: Mapping[str, Sequence[claims.Finding]],
     *,
-    made_by: str,
+    made: str,
+    cost: str,
+    unfinished: Sequence[str],
     picture: str,
 ) -> str:
     """docs/study.md.
 
     Args:
+      made: how it was written.
+      cost: what the commands took.
       unfinished: names of runs that are left out.
-      verbs: rows of all verbs.jsonl, those of the base included.
-      made_by: the command.
       picture: the file's name, beside the document.
     """
-    findings = {claim: claims.judge(claim, methods) for claim in claims.CLAIMS}
-    first = next(iter(methods.values()))[0]
-    n, steps = first.evaluations["final-sampled"]["n"], first.config["learner"]["steps"]
+    first = next(iter(runs.values()))[0]
     parts = [
-        "# A study in the quickstart's world",
-        f"Written by `{made_by}` from the logs of the runs of `configs/study.py`; the verdicts are computed too.",
+        f"# {study.title}",
+        made,
         f"![Held-out exact match and searches by step]({picture})",
         f"*Validation on {first.validation_questions} questions, sampled; bands reach from the smallest to the largest"
         " of the seeds.*",
-        f"Exact match and searches a question on {n} test questions after {steps} steps: the mean and, where seeds"
-        " differ, the smallest and largest. Seconds are those of the steps, without start and evaluations, on the"
-        " machine and beside the load that the runs had.",
-        figures(methods),
-        f"All verbs together took {sum(verb['seconds'] for verb in verbs) / 3600:.1f} hours; the largest peak memory of"
-        f" one was {max(verb['peak_memory_gb'] for verb in verbs):.2f} GB.",
+        f"Exact match and searches a question on {first.evaluations['final-sampled']['n']} test questions after"
+        f" {first.settings.learner.steps} steps: the mean and, where seeds differ, the smallest and largest. Seconds"
+        " are those of the steps, without start and evaluations, on the machine and beside the load that the runs had.",
+        figures(study.methods, runs),
+        cost,
         "## The papers' findings",
-        "What Search-R1's authors saw on Qwen2.5 with Wikipedia (2503.09516, 2505.15117), and whether this world shows"
-        " it.",
+        study.papers,
         claims.RULE,
     ]
-    for method in methods:
-        said = [f"* {f.sentence()}" for claim, f in findings.items() if f and claim.method == method]
-        if said:
-            parts += [f"**{finished_runs.METHODS[method]}**", "\n".join(said)]
-    missing = [f"{finished_runs.METHODS[c.method]}: {c.title}" for c, finding in findings.items() if not finding]
+    for name in runs:
+        if said := [f"* {finding.sentence()}" for finding in findings[name] if finding.pairs]:
+            parts += [f"**{study.methods[name].title}**", "\n".join(said)]
+    missing = [
+        f"{study.methods[name].title}: {f.title}" for name, some in findings.items() for f in some if not f.pairs
+    ]
     if missing:
         parts.append(f"Not measured: {'; '.join(missing)}.")
     if unfinished:
@@ -162,30 +181,68 @@ def update_block(path: pathlib.Path, text: str) -> None:
     path.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
 
 
-def main(argv):
-    del argv
-    workdir, output = pathlib.Path(_WORKDIR.value), pathlib.Path(_DOCUMENT.value)
-    methods, unfinished = finished_runs.read(workdir)
-    verbs = [verb for runs in methods.values() for run in runs for verb in run.verbs]
-    verbs += [verb for base in sorted(workdir.glob("_base-*")) for verb in finished_runs.read_verbs(base)]
-    chosen = "" if _DOCUMENT.value == _DOCUMENT.default else f" --document={output}"
-    made_by = f"python -m searchr1_jax.study --workdir={workdir}{chosen}"
-    picture = output.with_suffix(".png")
+def _cost(workdir: pathlib.Path) -> str:
+    """What all commands in the directories of a sweep took, those that made the bases too."""
+    lines = [line for path in workdir.glob("*/verbs.jsonl") for line in path.read_text().splitlines()]
+    took = list(map(json.loads, lines))
+    hours, peak = sum(each["seconds"] for each in took) / 3600, max(each["peak_memory_gb"] for each in took)
+    return f"All verbs together took {hours:.1f} hours; the largest peak memory of one was {peak:.2f} GB."
+
+
+def run(
+    config: str | os.PathLike,
+    workdir: str | os.PathLike,
+    *,
+    document: str | os.PathLike = _DOCUMENT,
+    readme: str | os.PathLike | None = None,
+) -> list[pathlib.Path]:
+    """Writes the document and, beside it, the picture; with `readme` also the block of that file. Returns the files.
+
+    Args:
+      config: a file with METHODS, PAPERS and PANELS.
+      workdir: of the sweep, with its runs' directories.
+    Raises:
+      ValueError: for a config or logs that do not fit together, or where no run is finished.
+    """
+    study = Study.read(command.config_file(str(config)))
+    output, methods = pathlib.Path(document), study.methods
+    runs, unfinished = finished_runs.read(pathlib.Path(workdir), methods)
+    findings, picture = claims.judge(methods, runs), output.with_suffix(".png")
     output.parent.mkdir(parents=True, exist_ok=True)
     panels = {
-        title: {finished_runs.METHODS[m]: [run.rows for run in methods[m]] for m in names if m in methods}
-        for title, names in PANELS.items()
+        title: {methods[name].title: [run.rows for run in runs[name]] for name in names if name in runs}
+        for title, names in study.panels.items()
     }
     curves.study_curves(picture, {title: lines for title, lines in panels.items() if lines})
-    output.write_text(document(methods, unfinished, verbs, made_by=made_by, picture=picture.name))
+    chosen = "" if str(config) == _CONFIG else f" --config={config}"
+    chosen += f" --workdir={workdir}" + ("" if str(document) == _DOCUMENT else f" --document={document}")
+    made = (
+        f"Written by `python -m searchr1_jax.study{chosen}` from the logs of the runs of `{config}`; the verdicts are"
+        " computed too."
+    )
+    told = dict(made=made, cost=_cost(pathlib.Path(workdir)), picture=picture.name)
+    output.write_text(report(study, runs, findings, unfinished=unfinished, **told))
     written = [output, picture]
-    if _README.value:
-        readme = pathlib.Path("README.md")
-        judged = [claims.judge(claim, methods) for claim in claims.CLAIMS]
-        update_block(readme, short(methods, list(filter(None, judged))))
-        written.append(readme)
-    print(f"{sum(map(len, methods.values()))} runs  ->  {', '.join(map(str, written))}")
+    if readme:
+        written.append(pathlib.Path(readme))
+        update_block(written[-1], short(methods, runs, findings))
+    print(f"{sum(map(len, runs.values()))} runs  ->  {', '.join(map(str, written))}")
+    return written
+
+
+def define() -> None:
+    flags.DEFINE_string("config", _CONFIG, "configs/NAME.py, with METHODS, PAPERS and PANELS")
+    flags.DEFINE_string("workdir", None, "of the sweep, with its runs' directories in it")
+    flags.DEFINE_string("document", _DOCUMENT, "written whole; the picture goes beside it, as .png")
+    flags.DEFINE_bool("readme", False, "update the block of README.md too")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    given = flags.FLAGS
+    readme = "README.md" if given.readme else None
+    run(given.config, given.workdir, document=given.document, readme=readme)
 
 
 if __name__ == "__main__":
-    command.run(main, required=("workdir",))
+    command.run(main, define)

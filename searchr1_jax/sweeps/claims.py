@@ -1,14 +1,15 @@
-"""What the papers found, as comparisons of measured figures, and the one rule that judges whether runs show it.
+"""What papers found, as comparisons of measured figures, and the one rule that judges whether runs show it.
 
-{method: [Run, …]} ─ Measure ─▶ figures ─ Claim, RULE ─▶ Finding: a verdict and a sentence
+Method, Claim of a config file; {method: [Run, …]} ─ judge, RULE ─▶ Finding: a verdict and a sentence
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import re
+from typing import Any
 
 from searchr1_jax.sweeps import finished_runs
 
@@ -35,7 +36,7 @@ class Measure:
 
 def _early(run: finished_runs.Run) -> float:
     """The mean of the evaluations in the first quarter of the steps, at least that of the first."""
-    limit = max(run.config["learner"]["steps"] / 4, run.validations[0][0])
+    limit = max(run.settings.learner.steps / 4, run.validations[0][0])
     found = [em for step, em in run.validations if step <= limit]
     return sum(found) / len(found)
 
@@ -62,65 +63,24 @@ BEST = _validated("the best on the way", lambda run: max(em for _, em in run.val
 class Claim:
     """That a figure of a method is above (+1) or below (-1) another figure; 0: the papers don't say."""
 
-    method: str
-    title: str
-    papers: str  # their evidence
-    expected: int
+    title: str = ""  # empty: that it is a comparison with `against`
+    papers: str = "not in the papers"  # their evidence
+    expected: int = 0
     measure: Measure = FINAL
-    against: str
-    than: Measure = FINAL
+    against: str = ""  # a method; empty: the same one
+    than: Measure | None = None  # of that method; None: the same as `measure`
 
 
-def _untried(method: str, against: str) -> Claim:
-    title = f"against {finished_runs.METHODS[against]}"
-    return Claim(method=method, title=title, papers="not in the papers", expected=0, against=against)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A row of a study: what its runs change, what its tables call it, and what papers found of it."""
 
+    title: str
+    seeds: int = 1  # runs, of seed 0 and up
+    argument: str = ""  # of get_config
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # nested or by dotted key
+    claims: tuple[Claim, ...] = ()
 
-CLAIMS = (
-    Claim(
-        method="ppo", title="learning to search pays", against="ppo", than=BASE, expected=+1,
-        papers="7B base: .431 after PPO, .304 for retrieval without any learning",
-    ),
-    Claim(
-        method="ppo", title="searches grow more", measure=SEARCHES, against="ppo", than=BASE_SEARCHES, expected=+1,
-        papers="about 1.4 a question early in training, 2.0 late",
-    ),
-    Claim(
-        method="unmasked", title="masking helps", against="ppo", expected=-1,
-        papers="7B base, PPO: .431 masked, .343 when retrieved tokens are learned from",
-    ),
-    Claim(
-        method="top_3", title="three passages beat one", against="ppo", expected=+1,
-        papers="7B base, PPO: .375 with one passage, .431 with three",
-    ),
-    Claim(
-        method="format", title="learns faster", measure=EARLY, against="ppo", than=EARLY, expected=+1,
-        papers="base models learn faster when the form is rewarded too; here the form is only to answer at all",
-    ),
-    _untried("no_kl", "ppo"),
-    _untried("reinforce_pp", "ppo"),
-    Claim(
-        method="grpo", title="starts faster", measure=EARLY, against="ppo", than=EARLY, expected=+1,
-        papers="GRPO's reward rises earlier than PPO's",
-    ),
-    Claim(
-        method="grpo", title="collapses later", measure=LAST, against="grpo", than=BEST, expected=-1,
-        papers="GRPO's reward breaks down again late in training",
-    ),
-    Claim(
-        method="grpo", title="ends below PPO", against="ppo", expected=-1,
-        papers="7B base: .350, PPO .431; at 3B the other way, .312 and .303",
-    ),
-    Claim(
-        method="grpo_of_3", title="a smaller group ends higher", against="grpo", expected=+1,
-        papers="7B base: .363 with 3 samples a question, .350 with 5",
-    ),
-    Claim(
-        method="grpo_of_1", title="a smaller group ends higher", against="grpo", expected=+1,
-        papers="7B base: .410 with 1 sample a question, .350 with 5",
-    ),
-    *(_untried(method, "grpo") for method in ("rloo", "dr_grpo", "dapo", "gspo")),
-)  # fmt: skip
 
 RULE = """\
 A figure counts as above (below) another if it is so on every seed that both have, by more than a margin: the larger of
@@ -133,8 +93,10 @@ it is *not seen here*, which does not refute it. A single seed is a weak test.""
 class Finding:
     """What was measured about a claim."""
 
+    title: str
     claim: Claim
-    pairs: dict[int, tuple[float, float]]  # by seed: the method's figure, and what it is compared with
+    compared: str  # in words
+    pairs: dict[int, tuple[float, float]]  # by seed: the method's figure, and what it is compared with; empty: none yet
     margin: float
 
     @property
@@ -145,28 +107,34 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        if self.claim.expected == 0:
+        expected = self.claim.expected
+        if expected == 0:
             return {1: "above", -1: "below", 0: "no difference seen"}[self.sign]
-        return {self.claim.expected: "agrees", -self.claim.expected: "the opposite", 0: "not seen here"}[self.sign]
+        return {expected: "agrees", -expected: "the opposite", 0: "not seen here"}[self.sign]
 
     def sentence(self) -> str:
-        c = self.claim
-        other = c.than.words if c.against == c.method else f"that of {finished_runs.METHODS[c.against]}"
         pairs = ", ".join(f"{number(a)} and {number(b)} (seed {seed})" for seed, (a, b) in self.pairs.items())
-        measured = f"{c.measure.words} and {other}: {pairs}; margin {number(self.margin)}"
-        return f"*{c.title}* ({c.papers}): **{self.verdict}**. {measured[0].upper()}{measured[1:]}."
+        measured = f"{self.compared}: {pairs}; margin {number(self.margin)}"
+        return f"*{self.title}* ({self.claim.papers}): **{self.verdict}**. {measured[0].upper()}{measured[1:]}."
 
 
-def judge(claim: Claim, methods: finished_runs.Methods) -> Finding | None:
-    """The claim against the runs, or None where a method has none, or no seed in common."""
-    ours, theirs = methods.get(claim.method, ()), methods.get(claim.against, ())
-    values = {run.seed: claim.than.of(run) for run in theirs}
+def judge(methods: Mapping[str, Method], runs: finished_runs.Runs) -> dict[str, list[Finding]]:
+    """All claims against the runs, by method; without pairs where a method has no run, or no seed in common."""
+    return {name: [_judge(name, claim, methods, runs) for claim in methods[name].claims] for name in methods}
+
+
+def _judge(name: str, claim: Claim, methods: Mapping[str, Method], runs: finished_runs.Runs) -> Finding:
+    against, than = claim.against or name, claim.than or claim.measure
+    ours, theirs = runs.get(name, ()), runs.get(against, ())
+    values = {run.seed: than.of(run) for run in theirs}
     pairs = {run.seed: (claim.measure.of(run), values[run.seed]) for run in ours if run.seed in values}
-    if not pairs:
-        return None
-    error = math.sqrt(claim.measure.variance(ours) + claim.than.variance(theirs))
-    margin = max(claim.measure.spread(ours), claim.than.spread(theirs), 2 * error)
-    return Finding(claim=claim, pairs=pairs, margin=margin)
+    margin = 0.0
+    if pairs:
+        error = math.sqrt(claim.measure.variance(ours) + than.variance(theirs))
+        margin = max(claim.measure.spread(ours), than.spread(theirs), 2 * error)
+    title = claim.title or f"against {methods[against].title}"
+    other = f"that of {methods[against].title}" if claim.against else than.words
+    return Finding(title=title, claim=claim, compared=f"{claim.measure.words} and {other}", pairs=pairs, margin=margin)
 
 
 def number(value: float) -> str:
