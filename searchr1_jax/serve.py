@@ -120,10 +120,7 @@ def main(argv: Sequence[str]) -> None:
         host=given.host,
         port=given.port,
         settings=server.Settings(
-            topk=given.topk,
-            threads=given.threads,
-            batch_queries=given.batch_queries,
-            batch_wait_ms=given.batch_wait_ms,
+            topk=given.topk, threads=given.threads, batch_queries=given.batch_queries, batch_wait_ms=given.batch_wait_ms
         ),
         workdir=given.workdir,
         **index_flags.how(),

@@ -83,11 +83,7 @@ def test_a_trajectory_teaches_what_its_demonstration_teaches(workdir, learner, l
     state, statistics = taught(config)
     logp = [slow_decoder.token_logp(hf.load(base), model, t.tokens)[t.sampled] for t in shown]
     np.testing.assert_allclose(statistics["loss"], -np.concatenate(logp).mean(), rtol=1e-5)
-    changes = {
-        "data.demonstrations": ("played.jsonl",),
-        "sft.content_weight": 5.0,
-        "protocol.prompt": "{question}",
-    }
+    changes = {"data.demonstrations": ("played.jsonl",), "sft.content_weight": 5.0, "protocol.prompt": "{question}"}
     played_state, played = taught(miniature.settings(**changes))
     assert played["loss"] == statistics["loss"] and played["gradient_norm"] == statistics["gradient_norm"] > 0
     bits.assert_equal(played_state.optimizer, state.optimizer)
@@ -100,11 +96,7 @@ VOCABULARY = 320  # of the babbler's embedding, which is padded: its tokenizer h
 @pytest.mark.parametrize(
     "reward, token, complaint",
     [
-        (
-            1.0,
-            VOCABULARY,
-            "played.jsonl, line 1: token 320 is not of the model's 320; train the model that wrote it",
-        ),
+        (1.0, VOCABULARY, "played.jsonl, line 1: token 320 is not of the model's 320; train the model that wrote it"),
         (0.5, VOCABULARY - 1, "all 1 trajectories of .* rewarded less than sft.min_reward of 1; lower it"),
     ],
     ids=["another vocabulary", "too little reward"],

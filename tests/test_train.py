@@ -89,10 +89,7 @@ def test_a_rollout_that_loses_its_retriever_keeps_the_steps_before_and_its_own_f
     assert miniature.rows(workdir) == miniature.rows(undisturbed.workdir)[:4]
     kept, whole = (
         miniature.trajectories(*place)
-        for place in (
-            (workdir, "interrupted-step000004.jsonl"),
-            (undisturbed.workdir, "step000004.jsonl"),
-        )
+        for place in ((workdir, "interrupted-step000004.jsonl"), (undisturbed.workdir, "step000004.jsonl"))
     )
     assert 0 < len(kept) < len(whole) and all(row in whole for row in kept)
     out = capsys.readouterr().out
@@ -255,9 +252,7 @@ def acting(parts):
 
 
 @pytest.mark.parametrize(
-    "names",
-    [(), ("test.jsonl", "test.jsonl"), ("test.jsonl", "./test.jsonl"), ("test.jsonl", "test.json")],
-    ids=str,
+    "names", [(), ("test.jsonl", "test.jsonl"), ("test.jsonl", "./test.jsonl"), ("test.jsonl", "test.json")], ids=str
 )
 def test_question_files_are_named_and_each_once(parts, names):
     with pytest.raises(ValueError) as refusal:
@@ -325,11 +320,7 @@ def test_a_question_that_cannot_be_answered_does_not_end_the_session(parts, undi
     found = ask.run(miniature.settings(), undisturbed.workdir, asked, strict=False)
     assert [trajectory.example.question for trajectory in found] == asked[2:]
     out = " ".join(capsys.readouterr().out.split())
-    told = (
-        "error: the prompt of question 'ask' has",
-        "error: the tool 'search' failed on 'Mira Talon'",
-        "answer: ",
-    )
+    told = ("error: the prompt of question 'ask' has", "error: the tool 'search' failed on 'Mira Talon'", "answer: ")
     assert [out.count(words) for words in told] == [1, 1, 1]
     assert out.index(told[0]) < out.index(told[1]) < out.index("Question: who founded it?") < out.index(told[2])
     with pytest.raises(ValueError, match="the prompt of question 'ask'"):

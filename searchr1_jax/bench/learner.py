@@ -172,11 +172,7 @@ def packed(p: Packing, these: list[types.Trajectory]) -> types.Batch:
 def padded(p: Packing, these: list[types.Trajectory]) -> types.Batch:
     """One trajectory a row, all rows as long as the longest."""
     longest = max(len(t.tokens) for t in these)
-    options = {
-        "row_tokens": -(-longest // p.vocab_chunk) * p.vocab_chunk,
-        "micro_batch_rows": 1,
-        "max_rows": 1,
-    }
+    options = {"row_tokens": -(-longest // p.vocab_chunk) * p.vocab_chunk, "micro_batch_rows": 1, "max_rows": 1}
     alone = [packing.pack([t], [1.0], **options) for t in these]
     together = jax.tree.map(lambda *parts: np.concatenate([np.atleast_1d(x) for x in parts]), *alone)
     return dataclasses.replace(together, micro_batches=np.int32(len(alone)))

@@ -180,11 +180,7 @@ def _build(name: str, vectors: pathlib.Path, path: pathlib.Path) -> dict[str, fl
     done.set()
     watcher.join()
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return {
-        "build_s": seconds,
-        "building_bytes": peak,
-        "disk_bytes": sum(file.stat().st_size for file in files),
-    }
+    return {"build_s": seconds, "building_bytes": peak, "disk_bytes": sum(file.stat().st_size for file in files)}
 
 
 def _memory(name: str, vectors: pathlib.Path, path: pathlib.Path) -> int:

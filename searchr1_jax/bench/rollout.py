@@ -227,10 +227,7 @@ def measure(
     }
     if torch is not None:
         decode, whole = zip(*over_torch, strict=True)
-        figures |= {
-            "over_torch_decode": statistics.median(decode),
-            "over_torch_episodes": statistics.median(whole),
-        }
+        figures |= {"over_torch_decode": statistics.median(decode), "over_torch_episodes": statistics.median(whole)}
     return runs | {"reference": [reference]}, figures
 
 

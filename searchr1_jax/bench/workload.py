@@ -93,9 +93,7 @@ class Workload:
     def limits(self) -> episodes.Limits:
         """Of its episodes; none of them is met."""
         return episodes.Limits(
-            max_turns=self.settings.searches[1],
-            max_information_tokens=self.settings.passage_tokens[1],
-            tool_threads=8,
+            max_turns=self.settings.searches[1], max_information_tokens=self.settings.passage_tokens[1], tool_threads=8
         )
 
 

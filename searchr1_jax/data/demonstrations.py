@@ -154,11 +154,7 @@ Weighted = tuple[types.Trajectory, np.ndarray]  # with the loss weight of each o
 
 
 def read(
-    path: str | pathlib.Path,
-    as_trajectory: Callable[[dict], Weighted],
-    *,
-    vocab_size: int,
-    min_reward: float,
+    path: str | pathlib.Path, as_trajectory: Callable[[dict], Weighted], *, vocab_size: int, min_reward: float
 ) -> tuple[list[Weighted], int]:
     """A file's rows as trajectories, without those rewarded less, and how many these were.
 

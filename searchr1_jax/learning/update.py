@@ -266,13 +266,7 @@ class Learner:
         (logp, entropy), s, t, behaviour = _within(b.policy_mask, ((logp, entropy), s, t, behaviour))
         if c.policy_loss == "gspo_clip":
             surrogate, clipped = losses.gspo_clip(
-                logp,
-                s.logp,
-                t.advantage,
-                b.policy_mask,
-                b.segment,
-                clip_low=c.clip_low,
-                clip_high=c.clip_high,
+                logp, s.logp, t.advantage, b.policy_mask, b.segment, clip_low=c.clip_low, clip_high=c.clip_high
             )
         else:
             surrogate, clipped = losses.ppo_clip(

@@ -28,9 +28,7 @@ def embed(table_VD: jax.Array, token_BT: jax.Array) -> jax.Array:
     rows = parallel.spec("batch", None)
 
     @functools.partial(
-        jax.shard_map,
-        in_specs=(parallel.spec("vocab", None), rows),
-        out_specs=parallel.spec("batch", None, None),
+        jax.shard_map, in_specs=(parallel.spec("vocab", None), rows), out_specs=parallel.spec("batch", None, None)
     )
     def look_up(table, token):
         if parallel.axis_size("vocab") == 1:

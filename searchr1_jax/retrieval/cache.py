@@ -41,14 +41,7 @@ class QueryCache:
       replayed.
     """
 
-    def __init__(
-        self,
-        retriever: base.Retriever | None,
-        path: str | os.PathLike,
-        mode: str,
-        *,
-        identity: str,
-    ):
+    def __init__(self, retriever: base.Retriever | None, path: str | os.PathLike, mode: str, *, identity: str):
         if mode not in ("record", "replay"):
             raise ValueError(f"the mode of a query cache is {mode!r}; set it to 'record' or 'replay'")
         if mode == "record" and retriever is None:

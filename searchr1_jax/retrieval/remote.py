@@ -190,11 +190,7 @@ class RemoteRetriever:
         request = {"queries": queries, "topk": k, "return_scores": True}
         calls = [Call(name=url, url=url, method="POST", json=request) for url in self.endpoints]
         passages, self._first = send(
-            calls,
-            lambda body: _passages(body, queries, k),
-            queries,
-            patience=self._patience,
-            first=self._first,
+            calls, lambda body: _passages(body, queries, k), queries, patience=self._patience, first=self._first
         )
         return passages
 

@@ -30,12 +30,7 @@ class HandOver:
     """
 
     def __init__(
-        self,
-        config: model_config.ModelConfig,
-        *,
-        hosts: jax.sharding.Mesh,
-        actor: jax.sharding.Mesh,
-        dtype: jnp.dtype,
+        self, config: model_config.ModelConfig, *, hosts: jax.sharding.Mesh, actor: jax.sharding.Mesh, dtype: jnp.dtype
     ):
         with jax.set_mesh(actor):
             _, self.params = decoder.abstract(decoder.Policy, config, dtype, gathered=True)

@@ -222,12 +222,7 @@ class Programs:
             length = state.length + writes
             turn_tokens = state.turn_tokens + writes
             reason = jnp.select(
-                [
-                    ended,
-                    automaton == self._stops.stop,
-                    length + 1 >= context,
-                    turn_tokens >= self._max_turn_tokens,
-                ],
+                [ended, automaton == self._stops.stop, length + 1 >= context, turn_tokens >= self._max_turn_tokens],
                 [EOS, TAG, CONTEXT_FULL, TURN_FULL],
                 RUNNING,
             )

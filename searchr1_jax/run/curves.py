@@ -65,10 +65,7 @@ def band(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> Band:
     steps = sorted(set.intersection(*map(set, by_step)))
     values = [[run[step] for run in by_step] for step in steps]
     return Band(
-        steps=steps,
-        mean=[sum(v) / len(v) for v in values],
-        low=[min(v) for v in values],
-        high=[max(v) for v in values],
+        steps=steps, mean=[sum(v) / len(v) for v in values], low=[min(v) for v in values], high=[max(v) for v in values]
     )
 
 

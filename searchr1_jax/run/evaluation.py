@@ -46,12 +46,9 @@ class Results:
     def scalars(self) -> dict[str, float]:
         """What metrics.jsonl takes."""
         several = self.calls if len(self.calls) > 1 else {}
-        return {
-            "em": self.em,
-            "f1": self.f1,
-            "searches": self.searches,
-            "response_tokens": self.response_tokens,
-        } | {f"calls/{tool}": calls for tool, calls in several.items()}
+        return {"em": self.em, "f1": self.f1, "searches": self.searches, "response_tokens": self.response_tokens} | {
+            f"calls/{tool}": calls for tool, calls in several.items()
+        }
 
 
 def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding: str) -> Results:

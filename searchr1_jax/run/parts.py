@@ -42,11 +42,7 @@ def questions(settings: settings_lib.Settings, split: str, workdir: pathlib.Path
 
 
 def tasks(
-    settings: settings_lib.Settings,
-    examples: Sequence[types.QAExample],
-    tokens: tokenizer.Tokenizer,
-    *,
-    samples: int,
+    settings: settings_lib.Settings, examples: Sequence[types.QAExample], tokens: tokenizer.Tokenizer, *, samples: int
 ) -> list[episodes.Task]:
     """Prompts of the questions; one that leaves no room for a turn is refused with its id."""
     room = settings.rollout.context_tokens - settings.rollout.max_turn_tokens
@@ -108,8 +104,6 @@ def actor(
         dtype=jnp.dtype(settings.model.actor_dtype),
     )
     limits = episodes.Limits(
-        max_turns=c.max_turns,
-        max_information_tokens=c.max_information_tokens,
-        tool_threads=settings.retriever.threads,
+        max_turns=c.max_turns, max_information_tokens=c.max_information_tokens, tool_threads=settings.retriever.threads
     )
     return Actor(made, episodes.Rollout(made, environment, tokens, limits))

@@ -25,10 +25,7 @@ def test_any_other_name_is_refused_with_the_key_and_the_choices(name):
 
 @pytest.mark.parametrize(
     "name, cause",
-    [
-        ("no_such_module:x", "No module named 'no_such_module'"),
-        ("math:no_such", "'math' has no attribute 'no_such'"),
-    ],
+    [("no_such_module:x", "No module named 'no_such_module'"), ("math:no_such", "'math' has no attribute 'no_such'")],
 )
 def test_what_cannot_be_imported_is_refused_with_the_cause(name, cause):
     with pytest.raises(ValueError, match=f"some.key names '{name}', which could not be imported .*{cause}.*one, two"):

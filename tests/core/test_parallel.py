@@ -174,10 +174,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(shape):
         ({"mlp_width": 50}, "mlp of 50 does not divide over 4"),
         ({"width": 63}, "embed of 63 does not divide over 2"),
         ({"heads": 6}, "heads of 6 does not divide over 4"),
-        (
-            {"heads": 12, "kv_heads": 6},
-            "kv_heads of 6 does not divide over 4",
-        ),  # a shard would need two of them
+        ({"heads": 12, "kv_heads": 6}, "kv_heads of 6 does not divide over 4"),  # a shard would need two of them
         ({"heads": 12, "kv_heads": 3}, "kv_heads of 3 does not divide over 4"),
     ],
 )

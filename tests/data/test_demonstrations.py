@@ -133,12 +133,7 @@ def test_each_kind_of_episode_is_what_its_name_says(mixed, questions):
 
 
 def test_what_is_wrong_in_an_episode_is_learned_less(mixed):
-    content_weights = {
-        "right": (1, 1),
-        "guess": (0.25,),
-        "wrong_entity": (0, 0.25),
-        "stopped_early": (1, 0.25),
-    }
+    content_weights = {"right": (1, 1), "guess": (0.25,), "wrong_entity": (0, 0.25), "stopped_early": (1, 0.25)}
     for row in mixed:
         turns = [segment for segment in row["segments"] if "turn" in segment]
         expected = content_weights[row["kind"]]
@@ -354,15 +349,9 @@ def without(row, key):
         ({**PLAYED, "tokens": [], "sampled": []}, "tokens are not ids; write .* at least one"),
         ({**PLAYED, "tokens": [5, 6, 7, "8"]}, "tokens are not ids"),
         ({**PLAYED, "tokens": [5, [6], 7, 8]}, "tokens are not ids"),
-        (
-            {**PLAYED, "tokens": [5, 6, 7, 300]},
-            "token 300 is not of the model's 300; train the model that wrote it",
-        ),
+        ({**PLAYED, "tokens": [5, 6, 7, 300]}, "token 300 is not of the model's 300; train the model that wrote it"),
         ({**PLAYED, "tokens": [5, -1, 7, 8]}, "token -1 is not of the model's 300"),
-        (
-            {**PLAYED, "sampled": [0, 1, 1]},
-            "sampled does not fit the 4 tokens; write 1 for each of the policy's",
-        ),
+        ({**PLAYED, "sampled": [0, 1, 1]}, "sampled does not fit the 4 tokens; write 1 for each of the policy's"),
         ({**PLAYED, "sampled": [0, 1, 0.5, 1]}, "sampled does not fit"),
         ({**PLAYED, "reward": None}, "the reward is None; write a finite number or leave it out"),
         ({**PLAYED, "reward": float("nan")}, "the reward is nan"),

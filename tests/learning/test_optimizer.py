@@ -36,10 +36,7 @@ def test_learning_rate(changes, rates):
 @pytest.mark.parametrize("scale", [0.01, 100.0], ids=["gradient inside the clip", "gradient clipped"])
 def test_three_steps_are_those_of_adamw_with_a_clipped_gradient(scale):
     rng = np.random.default_rng(0)
-    draw = lambda: {
-        "a": rng.standard_normal((3, 2)).astype(np.float32),
-        "b": rng.standard_normal(4).astype(np.float32),
-    }
+    draw = lambda: {"a": rng.standard_normal((3, 2)).astype(np.float32), "b": rng.standard_normal(4).astype(np.float32)}
     config, params = _config(warmup_steps=3, learning_rate=0.03), jax.tree.map(jnp.asarray, draw())
     slow, state = by_hand.AdamW(params, config), config.transformation().init(params)
     for step in range(3):

@@ -479,8 +479,7 @@ def rollout_update(learner, rollout, result, *, micro_batch_rows):
 
 
 @pytest.mark.parametrize(
-    "field, value",
-    [("advantage", "gea"), ("kl_in", "rewards"), ("policy_loss", "ppo"), ("kl_estimator", "k4")],
+    "field, value", [("advantage", "gea"), ("kl_in", "rewards"), ("policy_loss", "ppo"), ("kl_estimator", "k4")]
 )
 def test_a_misspelt_choice_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"algorithm.{field} is '{value}'; choose from"):

@@ -155,11 +155,7 @@ def test_all_that_is_not_implemented_is_named_at_once():
 
 
 @pytest.mark.parametrize(
-    "changes, said",
-    [
-        ({"heads": 3}, "3 query heads do not divide over 2"),
-        ({"head_dim": 5}, "head_dim 5 is odd"),
-    ],
+    "changes, said", [({"heads": 3}, "3 query heads do not divide over 2"), ({"head_dim": 5}, "head_dim 5 is odd")]
 )
 def test_impossible_shapes_are_refused(changes, said):
     with pytest.raises(ValueError, match=said):

@@ -147,8 +147,7 @@ def test_a_build_stopped_anywhere_goes_on_and_ends_with_the_same_files(made, tmp
 
 
 @pytest.mark.parametrize(
-    "changes, said",
-    [({"dimensions": 32}, "whose encoder is"), ({"parts": ("bm25", "exact")}, "whose parts is")],
+    "changes, said", [({"dimensions": 32}, "whose encoder is"), ({"parts": ("bm25", "exact")}, "whose parts is")]
 )
 def test_another_recipe_is_refused_where_an_index_lives(copied, changes, said):
     if changes.get("parts") and SCANN == "exact":

@@ -35,12 +35,7 @@ def play(tokenizer, *turns, passage_tokens=0, **limits):
 )
 def test_passages_are_cut_to_fit_the_context(byte_tokenizer, context, passage_tokens, left, after):
     stretches, trajectory, _ = play(byte_tokenizer, TURN, "y" * 99, passage_tokens=passage_tokens, context=context)
-    assert stretches == [
-        PROMPT,
-        ("policy", TURN),
-        ("world", "<i>" + "x" * left + "</i>"),
-        ("policy", "y" * after),
-    ]
+    assert stretches == [PROMPT, ("policy", TURN), ("world", "<i>" + "x" * left + "</i>"), ("policy", "y" * after)]
     assert (trajectory.stop_reason, trajectory.answer) == ("length", None)
     assert trajectory.turns[-1] == types.Turn(text="y" * after, event="truncated")
     assert trajectory.passages_cut == (left < passage_tokens)

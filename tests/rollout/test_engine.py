@@ -260,10 +260,7 @@ def together(engine, host_params):
     [
         ([(0, 7, 3), (1, 4, 2), (5, 2, 1)], SHAPES.slots),  # other slots, another order, one after the other
         (TOGETHER, 1),  # every call left as soon as somebody stopped
-        (
-            [(0, slot, 50 + slot) for slot in range(8)] + [(9, 6, 2), (10, 0, 3), (11, 3, 1)],
-            2,
-        ),  # slots used before
+        ([(0, slot, 50 + slot) for slot in range(8)] + [(9, 6, 2), (10, 0, 3), (11, 3, 1)], 2),  # slots used before
         (TOGETHER + [(slot - 3, slot, 60 + slot) for slot in range(3, 8)], SHAPES.slots),  # company
     ],
 )
@@ -348,8 +345,5 @@ def test_eight_devices_sample_what_one_does(together, host_params, shape):
     "changes, said", [({"slots": 6}, "rollout.slots of 6"), ({"extend_rows": 2}, "extend_rows of 2")]
 )
 def test_slots_and_rows_that_do_not_divide_over_the_shards_are_refused(changes, said):
-    with (
-        jax.set_mesh(meshes.make(2, 2, 2)),
-        pytest.raises(ValueError, match=f"{said} does not divide over 4 shards"),
-    ):
+    with jax.set_mesh(meshes.make(2, 2, 2)), pytest.raises(ValueError, match=f"{said} does not divide over 4 shards"):
         acting.make_engine(dataclasses.replace(SHAPES, **changes))

@@ -61,12 +61,7 @@ def corrected(turn, *, written=None, eos=0, **limits):
     """An episode whose first turn is invalid, and whose second answers."""
     return Episode(
         turns=(turn, ANSWER),
-        stretches=[
-            world(PROMPT),
-            policy(turn if written is None else written),
-            world(CORRECTION),
-            policy(ANSWER),
-        ],
+        stretches=[world(PROMPT), policy(turn if written is None else written), world(CORRECTION), policy(ANSWER)],
         stop="answered",
         answer="Jane Austen",
         events=("invalid", "answer"),
@@ -185,11 +180,7 @@ EPISODES = {
     ),
     "four turns are four searches and five generations": Episode(
         turns=("<search>Emma</search>",) * 9,
-        stretches=[
-            world(PROMPT),
-            *[policy("<search>Emma</search>"), world(EMMA)] * 4,
-            policy("<search>Emma</search>"),
-        ],
+        stretches=[world(PROMPT), *[policy("<search>Emma</search>"), world(EMMA)] * 4, policy("<search>Emma</search>")],
         stop="turn_limit",
         queries=("Emma",) * 4,
         events=("search",) * 5,
@@ -257,12 +248,7 @@ def test_sampled_ids_are_never_encoded_again(tags, request):
     spelt = [[byte_ids[bytes([byte])] for byte in text.encode()] for text in (LOOK, ANSWER)]
     assert all(ids != tokenizer.encode(tokenizer.decode(ids)) for ids in spelt)
     trajectory, _ = play(tokenizer, *spelt)
-    assert scripted.stretches(trajectory, tokenizer) == [
-        world(PROMPT),
-        policy(LOOK),
-        world(EMMA),
-        policy(ANSWER),
-    ]
+    assert scripted.stretches(trajectory, tokenizer) == [world(PROMPT), policy(LOOK), world(EMMA), policy(ANSWER)]
     assert trajectory.tokens[trajectory.sampled].tolist() == spelt[0] + spelt[1]
 
 

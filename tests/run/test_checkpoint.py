@@ -92,10 +92,7 @@ def test_a_checkpoint_of_one_device_is_restored_onto_a_mesh_of_eight(laptop, ope
         for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
             assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
         embedding = restored["policy"]["decoder"]["embedding"]
-        assert embedding.addressable_shards[0].data.shape == (
-            32,
-            16,
-        )  # of 64 x 32: vocabulary and width halved
+        assert embedding.addressable_shards[0].data.shape == (32, 16)  # of 64 x 32: vocabulary and width halved
 
 
 def test_what_waits_in_host_memory_comes_back_there(laptop, open_checkpoints):
@@ -109,10 +106,7 @@ def test_what_waits_in_host_memory_comes_back_there(laptop, open_checkpoints):
     elsewhere, _ = open_checkpoints().restore(1, like)  # saved there, restored to the device
     like["optimizer"] = parallel.in_host_memory(like["optimizer"])
     restored, _ = open_checkpoints().restore(1, like)
-    for trees, memory in (
-        (elsewhere, jax.devices()[0].default_memory().kind),
-        (restored, parallel.HOST_MEMORY),
-    ):
+    for trees, memory in ((elsewhere, jax.devices()[0].default_memory().kind), (restored, parallel.HOST_MEMORY)):
         _assert_equal(trees, expected)
         assert {x.sharding.memory_kind for x in jax.tree.leaves(trees["optimizer"])} == {memory}
 

@@ -36,15 +36,7 @@ def trajectory(name, answer, golden, *, hops, turns=(), stop="answered", prompt=
 FOUR = (
     trajectory("a", "The Beatles", ("Beatles",), hops=1, turns=(search("x"),)),
     trajectory("b", "Joe Biden", ("Joe", "President"), hops=2, turns=(search("x"), search("y")), length=9),
-    trajectory(
-        "c",
-        None,
-        ("Rome",),
-        hops=2,
-        turns=(search("x"), search("y", reply="")),
-        stop="turn_limit",
-        prompt=4,
-    ),
+    trajectory("c", None, ("Rome",), hops=2, turns=(search("x"), search("y", reply="")), stop="turn_limit", prompt=4),
     trajectory("d", "rome", ("Rome",), hops=2, length=12),
 )
 
@@ -81,12 +73,7 @@ def test_results_are_written_as_json_and_given_to_the_metrics(tmp_path):
     results.save(tmp_path / "results" / "test.json")
     written = json.loads((tmp_path / "results" / "test.json").read_text())
     assert evaluation.Results(**written) == results
-    assert results.scalars() == {
-        "em": 0.5,
-        "f1": pytest.approx(2 / 3),
-        "searches": 1.0,
-        "response_tokens": 5.25,
-    }
+    assert results.scalars() == {"em": 0.5, "f1": pytest.approx(2 / 3), "searches": 1.0, "response_tokens": 5.25}
 
 
 class Rollout:

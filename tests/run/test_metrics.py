@@ -56,9 +56,7 @@ def test_a_last_line_that_a_kill_cut_short_is_left_out(tmp_path, length):
     assert (tmp_path / "metrics.jsonl").read_text() == whole
 
 
-def test_a_verb_that_ends_or_is_interrupted_leaves_its_seconds_and_memory_and_one_that_fails_does_not(
-    tmp_path,
-):
+def test_a_verb_that_ends_or_is_interrupted_leaves_its_seconds_and_memory_and_one_that_fails_does_not(tmp_path):
     for name in ("prepare", "train"):
         with metrics.booked(tmp_path, name):
             pass

@@ -76,10 +76,6 @@ def test_a_collapse_is_an_end_below_the_best_on_the_way(tmp_path, last, verdict)
 
 def test_what_the_papers_did_not_try_neither_agrees_nor_not(tmp_path):
     written_runs.write(tmp_path, "grpo-seed0", em=0.7)
-    for method, em, verdict in (
-        ("rloo", 0.9, "above"),
-        ("dapo", 0.5, "below"),
-        ("gspo", 0.7, "no difference seen"),
-    ):
+    for method, em, verdict in (("rloo", 0.9, "above"), ("dapo", 0.5, "below"), ("gspo", 0.7, "no difference seen")):
         written_runs.write(tmp_path, f"{method}-seed0", em=em)
         assert _finding(tmp_path, method, "against GRPO, groups of 5").verdict == verdict

@@ -7,13 +7,7 @@ STEPS = 40
 
 
 def write(
-    workdir: pathlib.Path,
-    name: str,
-    *,
-    em: float,
-    validations=(0.2, 0.5, 0.7, 0.8, 0.9),
-    searches=1.5,
-    **config,
+    workdir: pathlib.Path, name: str, *, em: float, validations=(0.2, 0.5, 0.7, 0.8, 0.9), searches=1.5, **config
 ) -> pathlib.Path:
     """A finished run, greedy and sampled alike: 800 test questions, and 200 validation questions every tenth step."""
     run = workdir / name

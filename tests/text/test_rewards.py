@@ -106,9 +106,7 @@ def turn(text, *, reply="", passages=()):
 def search(query="capital", *, think=THINK, passages=PASSAGES, texts=settings.Protocol()):
     reply = transcript.information(texts, passages)
     return turn(
-        f"{think}\n<search> {query} </search>",
-        reply=reply.prefix + reply.body + reply.suffix,
-        passages=reply.passages,
+        f"{think}\n<search> {query} </search>", reply=reply.prefix + reply.body + reply.suffix, passages=reply.passages
     )
 
 

@@ -44,8 +44,7 @@ def first_stop_by_table(ids, stops):
 
 
 @pytest.mark.parametrize(
-    "tags, sequences",
-    [(STOP_TAGS, 30_000), (("</s", "s>", "</s>\n", "<</"), 5_000), (("aa",), 2_000)],
+    "tags, sequences", [(STOP_TAGS, 30_000), (("</s", "s>", "</s>\n", "<</"), 5_000), (("aa",), 2_000)]
 )
 def test_table_stops_where_searching_the_bytes_does(tags, sequences):
     vocabulary = NASTY + [b"aa", b"ba", b"s>", b"<</"]

@@ -57,11 +57,7 @@ def drills(
 
 
 def mixture(
-    world: world_lib.World,
-    questions: Sequence[world_lib.Question],
-    sft: settings.Sft,
-    *,
-    passages: int,
+    world: world_lib.World, questions: Sequence[world_lib.Question], sft: settings.Sft, *, passages: int
 ) -> Iterator[dict]:
     """Whole episodes in the shares of `sft.mixture_*`, without end; `passages` is how many a search finds."""
     rng = random.Random(sft.seed)

@@ -21,10 +21,7 @@ PRODUCTS = (
 )  # fmt: skip
 SUFFIXES = ("Labs", "Group", "Works", "Trading")
 
-PERSON_TEXTS = (
-    "{name} is a {profession} born in {country}.",
-    "{name}, a {profession}, comes from {country}.",
-)
+PERSON_TEXTS = ("{name} is a {profession} born in {country}.", "{name}, a {profession}, comes from {country}.")
 ADVISER_TEXTS = (" Advises {advises}.", " An adviser of {advises}.")  # follow a person's text, with three hops
 COMPANY_TEXTS = (
     "{name} was founded by {founder}. It makes {product} in {city}.",
@@ -40,11 +37,7 @@ LINKS = ("founder", "advises")  # attributes whose value is another entity
 # relation: (what its first step is an attribute of, the steps, two ways to ask)
 CHAINS = {
     "person_country": ("person", ("country",), ("which country is {} from", "where was {} born")),
-    "person_profession": (
-        "person",
-        ("profession",),
-        ("what is the profession of {}", "what does {} work as"),
-    ),
+    "person_profession": ("person", ("profession",), ("what is the profession of {}", "what does {} work as")),
     "company_founder": ("company", ("founder",), ("who founded {}", "who is the founder of {}")),
     "company_city": ("company", ("city",), ("which city is {} based in", "where is {} based")),
     "founder_country": (

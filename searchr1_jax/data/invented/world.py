@@ -104,9 +104,7 @@ def make_world(c: settings_lib.World, *, test_share: float = 0.10, validation_sh
     relations = relations_lib.relations(hops=c.hops, namesakes=c.namesakes, paraphrased=c.paraphrased)
     rng = random.Random(c.seed)
     given, family, first, second, country, city = _words(
-        rng,
-        (GIVEN_NAMES, FAMILY_NAMES, FIRST_WORDS, SECOND_WORDS, COUNTRIES, CITIES),
-        relations_lib.english(relations),
+        rng, (GIVEN_NAMES, FAMILY_NAMES, FIRST_WORDS, SECOND_WORDS, COUNTRIES, CITIES), relations_lib.english(relations)
     )
 
     people, split_of, of_split = [], {}, {split: [] for split in SPLITS}

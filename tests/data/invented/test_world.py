@@ -43,12 +43,7 @@ def test_a_seed_gives_the_same_bytes_twice_and_another_seed_gives_others(tmp_pat
     for name, seed in (("once", 1), ("again", 1), ("other", 2)):
         world.write_world(world.make_world(settings.World(seed=seed, persons=200, companies=100)), tmp_path / name)
     assert files(tmp_path / "once") == files(tmp_path / "again")
-    assert sorted(files(tmp_path / "once")) == [
-        "corpus.jsonl",
-        "test.jsonl",
-        "train.jsonl",
-        "validation.jsonl",
-    ]
+    assert sorted(files(tmp_path / "once")) == ["corpus.jsonl", "test.jsonl", "train.jsonl", "validation.jsonl"]
     for name, content in files(tmp_path / "other").items():
         assert content != (tmp_path / "once" / name).read_bytes()
 
