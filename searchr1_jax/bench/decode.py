@@ -13,9 +13,11 @@ does. Repeats are interleaved and figures are medians:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 import json
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +80,7 @@ def measure(repeats: int, *, torch: bool) -> dict[str, float]:
     prompts = np.random.default_rng(0).integers(MODEL.vocab_size, size=(ROWS, PROMPT))
     sizes = {"rows": ROWS, "prompt": PROMPT, "new": NEW}
     engines = {c: make_engine(MODEL, params, context=c, **sizes) for c in CONTEXTS}
-    writers = {
+    writers: dict[str, Callable[[], Any]] = {
         f"tokens_per_s_{context}": lambda engine=engine: write(engine, prompts) for context, engine in engines.items()
     }
     if torch:

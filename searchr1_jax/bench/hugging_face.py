@@ -38,7 +38,7 @@ class Model:
 
     def write(self, prefixes: list[list[int]], lengths: list[int]) -> list[list[int]]:
         """Samples that many tokens after each prefix, in one call of `generate`."""
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         longest = max(map(len, prefixes))
         tokens = np.zeros((len(prefixes), longest), np.int64)

@@ -116,12 +116,12 @@ class Faiss:
         self._factory, self.ladders = factory, ladders
 
     def ready(self) -> None:
-        import faiss
+        import faiss  # pyright: ignore[reportMissingImports]
 
         faiss.omp_set_num_threads(1)
 
     def build(self, vectors: np.ndarray, path: pathlib.Path) -> None:
-        import faiss
+        import faiss  # pyright: ignore[reportMissingImports]
 
         index = faiss.index_factory(vectors.shape[1], self._factory, faiss.METRIC_INNER_PRODUCT)
         vectors = np.asarray(vectors)
@@ -130,7 +130,7 @@ class Faiss:
         faiss.write_index(index, str(path))
 
     def open(self, vectors: np.ndarray, path: pathlib.Path) -> Callable[[Any], Search]:
-        import faiss
+        import faiss  # pyright: ignore[reportMissingImports]
 
         index, parameters = faiss.read_index(str(path)), faiss.ParameterSpace()
 
@@ -266,7 +266,7 @@ def measure(
     mapped, asked = np.load(vectors, mmap_mode="r"), np.load(directory / "queries.npy")
     truth, _ = exact_index.top_k(mapped, asked, 10)
     half = queries // 2
-    figures: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name in names:
         figures[name] = _apart(_build, name, vectors, directory / name)
         figures[name]["memory_bytes"] = _apart(_memory, name, vectors, directory / name)
@@ -316,7 +316,7 @@ def planned(names: list[str], rows: int, dimensions: int) -> dict[str, dict[str,
     return plans
 
 
-def summary(figures: dict[str, dict[str, float]], rows: int, dimensions: int) -> dict[str, Any]:
+def summary(figures: dict[str, dict[str, Any]], rows: int, dimensions: int) -> dict[str, Any]:
     """One record: each method's queries/s, ScaNN's other figures, and everything under "methods"."""
     out: dict[str, Any] = {"rows": rows, "dimensions": dimensions, "vectors": "synthetic", "at_recall_at_3": RECALL}
     out |= {f"{name}_qps": figure["qps"] for name, figure in figures.items()}

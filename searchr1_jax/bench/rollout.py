@@ -33,7 +33,7 @@ import dataclasses
 import json
 import statistics
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,9 @@ class Bench:
         engine = self.ours if kind is episodes.Rollout else self.lockstep
         engine.reset()
         engine.budget = budget
-        rollout = kind(engine, workload_lib.Environment(self.workload), workload_lib.Words(), self.workload.limits())
+        rollout = kind(
+            engine, workload_lib.Environment(self.workload), cast(Any, workload_lib.Words()), self.workload.limits()
+        )
         began = time.perf_counter()
         running = rollout.run(self.workload.tasks()[share], sampling.Decoding(), seed=0, step=0)
         trajectories = list(running)
@@ -149,7 +151,7 @@ class Bench:
         engine.reset()
         engine.budget = tokens
         run = lockstep.Cached.schedule(
-            engine, None, workload_lib.Words(), self.workload.limits(), sampling.Decoding(), (0, 0)
+            engine, None, cast(Any, workload_lib.Words()), self.workload.limits(), sampling.Decoding(), (0, 0)
         )
         run.admit(collections.deque((task, 0) for task in self.workload.tasks()))
         run.extend()

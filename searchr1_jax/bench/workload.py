@@ -189,7 +189,7 @@ class Engine(engine_lib.Engine):
 
     @property
     def compiled(self) -> int:
-        return super().compiled + self._add._cache_size()
+        return super().compiled + parallel.compiled(self._add)
 
     def settle(self) -> None:
         """Waits for everything that was dispatched."""

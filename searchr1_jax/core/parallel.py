@@ -199,6 +199,11 @@ def device_memory(mesh: jax.sharding.Mesh) -> int | None:
     return statistics.get("bytes_limit")
 
 
+def compiled(*jitted: Any) -> int:
+    """Programs that these jitted functions have been compiled to so far."""
+    return sum(function._cache_size() for function in jitted)
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes files and speaks."""
     return jax.process_index() == 0

@@ -9,6 +9,7 @@ depends on the seed and the sources alone; processes divide it among themselves 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -43,7 +44,7 @@ class QuestionStream:
             .shuffle(seed=hashed_seed)
             .repeat()
         )
-        self._steps: Sequence[list[types.QAExample]] = endless.batch(batch_questions, batch_fn=list)
+        self._steps: Any = endless.batch(batch_questions, batch_fn=list)
 
     def __iter__(self) -> QuestionStream:
         return self

@@ -10,7 +10,7 @@ place when the cache is donated; a write beyond C, or to a slot number beyond th
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ MASKED = -1e30  # logit of a place that may not be seen; finite, as a block may 
 class KVCache(NamedTuple):
     """Keys (rotated) and values of every slot."""
 
-    keys: jax.Array  # dtype[L, S, K, C, H]
-    values: jax.Array  # dtype[L, S, K, C, H]
+    keys: Any  # dtype[L, S, K, C, H]
+    values: Any  # the same; arrays, or what stands for their shapes
 
 
 def _specs(kv_heads: int):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,45 +54,48 @@ class Shapes:
         )
 
 
+Array = Any  # a jax.Array, numpy before it is sent, or what stands for its shape or layout
+
+
 class State(NamedTuple):
     """Everything that lives on the device between calls. All arrays but the cache are [S]."""
 
     cache: kv_cache.KVCache
-    length: jax.Array  # int32, tokens in the cache
-    pending: jax.Array  # int32, the token after them
-    status: jax.Array  # int32, RUNNING or why not
-    automaton: jax.Array  # int32, state of the stop table
-    turn_tokens: jax.Array  # int32, sampled since the turn began
-    key: jax.Array  # uint32[S, 2], folded from everything but the position
+    length: Array  # int32, tokens in the cache
+    pending: Array  # int32, the token after them
+    status: Array  # int32, RUNNING or why not
+    automaton: Array  # int32, state of the stop table
+    turn_tokens: Array  # int32, sampled since the turn began
+    key: Array  # uint32[S, 2], folded from everything but the position
 
 
 class Append(NamedTuple):
     """The rows of an extend call, R of them with up to T tokens for up to G slots each."""
 
-    tokens: jax.Array  # int32[R, T]
-    start: jax.Array  # int32[R], tokens that the slots already hold
-    count: jax.Array  # int32[R], tokens of the row
-    pending: jax.Array  # int32[R], the token after them, from which the slots then run; -1: more is to come
-    slots: jax.Array  # int32[R, G], local to the row's shard; beyond it: none
-    begin: jax.Array  # int32[R, G], 1 where an episode begins, with
-    identity: jax.Array  # uint32[R, G, 4], its (seed, step, question, sample)
+    tokens: Array  # int32[R, T]
+    start: Array  # int32[R], tokens that the slots already hold
+    count: Array  # int32[R], tokens of the row
+    pending: Array  # int32[R], the token after them, from which the slots then run; -1: more is to come
+    slots: Array  # int32[R, G], local to the row's shard; beyond it: none
+    begin: Array  # int32[R, G], 1 where an episode begins, with
+    identity: Array  # uint32[R, G, 4], its (seed, step, question, sample)
 
 
 class Stops(NamedTuple):
     """Which tokens end a turn."""
 
-    table: jax.Array  # int32[states, V], of the stop automaton
-    eos: jax.Array  # bool[V]
+    table: Array  # int32[states, V], of the stop automaton
+    eos: Array  # bool[V]
 
 
 class Written(NamedTuple):
     """What one decode call wrote."""
 
-    tokens: jax.Array  # int32[S, decode_tokens]
-    logp: jax.Array  # float32[S, decode_tokens], of the tempered distribution, before any truncation
-    count: jax.Array  # int32[S], tokens written
-    status: jax.Array  # int32[S]
-    steps: jax.Array  # int32[], tokens that every running slot was given time for
+    tokens: Array  # int32[S, decode_tokens]
+    logp: Array  # float32[S, decode_tokens], of the tempered distribution, before any truncation
+    count: Array  # int32[S], tokens written
+    status: Array  # int32[S]
+    steps: Array  # int32[], tokens that every running slot was given time for
 
 
 class Programs:
@@ -128,7 +131,7 @@ class Programs:
     @property
     def compiled(self) -> int:
         """Programs compiled so far; constant after warm-up."""
-        return self.extend._cache_size() + self.decode._cache_size()
+        return parallel.compiled(self.extend, self.decode)
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state."""
@@ -139,7 +142,8 @@ class Programs:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
 
         cache = kv_cache.abstract(self.config, slots=slots, context=self.shapes.context, dtype=self.dtype)
-        return State(cache, *[vector(slots) for _ in range(5)], vector(slots, 2, dtype=jnp.uint32))
+        ints = vector(slots)
+        return State(cache, ints, ints, ints, ints, ints, vector(slots, 2, dtype=jnp.uint32))
 
     def empty_state(self) -> State:
         """A state all of whose slots are idle."""

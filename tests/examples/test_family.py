@@ -12,11 +12,15 @@ from safetensors import numpy as safetensors_numpy
 import slow_decoder
 
 from examples import family
+from searchr1_jax import evaluate
+from searchr1_jax import export
+from searchr1_jax import train
 from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
 from searchr1_jax.models.families import llama
-from searchr1_jax.run import setup
+from searchr1_jax.run import model_files
+from searchr1_jax.run import run_directory
 from searchr1_jax.text import tokenizer
 
 NAME = "examples.family:FAMILY"
@@ -73,7 +77,7 @@ def test_renamed_tensors_are_written_as_they_were_read(checkpoints, tmp_path):
 
 def test_a_family_of_ones_own_trains_and_is_exported_and_evaluated(laptop, tmp_path):
     workdir, output = tmp_path / "run", tmp_path / "model"
-    c = miniature.config(
+    c = miniature.settings(
         **{"model.family": NAME, "learner.steps": 1, "evaluation.every": 0, "evaluation.first": False}
         | {"algorithm.entropy_coefficient": 0.01}
     )
@@ -81,10 +85,10 @@ def test_a_family_of_ones_own_trains_and_is_exported_and_evaluated(laptop, tmp_p
     tokens = tokenizer.Tokenizer.load(workdir / "base")
     shape = dataclasses.replace(hf.read_config(workdir / "base"), family=family.FAMILY)
     params = slow_decoder.random_params(shape, 0)
-    setup.save_model(workdir / "base", shape, tokens, params)
-    miniature.call(miniature.verb("train"), config=c, workdir=workdir)
-    miniature.call(miniature.verb("export"), workdir=workdir, output=output)
-    miniature.call(miniature.verb("evaluate"), config=c, workdir=workdir, model=output, questions=2, name="exported")
+    model_files.save(workdir / "base", shape, tokens, params, tools=("search",))
+    train.run(c, workdir)
+    export.run(run_directory.settings_of(workdir), workdir, output)
+    evaluate.run(c, workdir, model=str(output), questions=2, name="exported")
     assert (workdir / "eval" / "exported-greedy.json").exists()
     learned, base = bits.stored(output), bits.stored(workdir / "base")
     gate = "model.layers.0.feed_forward.w1.weight"

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import types as python_types
 
 import jax
 import meshes
@@ -12,12 +11,11 @@ from rollout import scripted
 
 from examples import notebook_tool
 from searchr1_jax import train
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
-from searchr1_jax.run import checkpoint
-from searchr1_jax.text import protocol
 from searchr1_jax.text import rewards
 
-PROTOCOL = protocol.Protocol(correction="Again!", information="<i>{docs}</i>")
+PROTOCOL = settings.Protocol(correction="Again!", information="<i>{docs}</i>")
 
 
 def test_an_episode_reads_its_own_notes_again(split_tokenizer):
@@ -51,15 +49,13 @@ CONFIG = {
 
 def go_on(workdir, c):
     """What `python -m searchr1_jax.train` does."""
-    stop = python_types.SimpleNamespace(agreed=lambda: False)
-    with checkpoint.Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
-        train.train(c, train.build(c, workdir), workdir, checkpoints, stop)
+    train.run(c, workdir)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The workdir of a run that was never interrupted."""
-    workdir, c = tmp_path_factory.mktemp("run"), miniature.config(**CONFIG)
+    workdir, c = tmp_path_factory.mktemp("run"), miniature.settings(**CONFIG)
     with jax.set_mesh(meshes.make()):
         miniature.world(workdir, c)
         go_on(workdir, c)
@@ -91,7 +87,7 @@ def test_a_run_with_a_stateful_tool_that_was_killed_goes_on_as_if_it_had_not_bee
     shutil.rmtree(workdir / "checkpoints" / "2")
     shutil.rmtree(workdir / "trajectories")
     with jax.set_mesh(meshes.make()):
-        go_on(workdir, miniature.config(**CONFIG))
+        go_on(workdir, miniature.settings(**CONFIG))
     assert miniature.rows(workdir) == miniature.rows(run)
     name = "step000002.jsonl"
     assert miniature.trajectories(workdir, name) == miniature.trajectories(run, name)

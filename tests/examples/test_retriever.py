@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from examples import retriever as example
+from searchr1_jax import evaluate
 from searchr1_jax import serve
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.run import retrievers
@@ -40,7 +41,7 @@ def test_a_server_answers_by_it(workdir, monkeypatch):
 
     def serving(retriever, *, host, port, settings, info):
         with http_servers.serving(retriever, settings, info=info) as url:
-            asked = requests.post(f"{url}/retrieve", json={"queries": ["Mira Talon"]}, timeout=30)
+            asked = requests.post(f"{url}/retrieve", json={"queries": ["Mira Talon"]}, timeout=300)
             answers.append((asked.json()["result"], info["identity"]))
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -52,16 +53,9 @@ def test_a_server_answers_by_it(workdir, monkeypatch):
 
 
 def test_a_policy_is_judged_with_it_and_its_answers_are_recorded(laptop, tmp_path, monkeypatch):
-    config = miniature.config(**{"retriever.index": NAME, "retriever.cache": "record"})
+    config = miniature.settings(**{"retriever.index": NAME, "retriever.cache": "record"})
     miniature.world(tmp_path, config)
-    miniature.call(
-        miniature.verb("evaluate"),
-        config=config,
-        workdir=tmp_path,
-        model=str(tmp_path / "base"),
-        decoding=["sampled"],
-        questions=4,
-    )
+    evaluate.run(config, tmp_path, model=str(tmp_path / "base"), decodings=["sampled"], questions=4)
     episodes = map(json.loads, (tmp_path / "eval" / "final-sampled.jsonl").read_text().splitlines())
     queries = [
         turn["content"]
@@ -71,5 +65,5 @@ def test_a_policy_is_judged_with_it_and_its_answers_are_recorded(laptop, tmp_pat
     ]
     found = example.ByTitle(settings_lib.Settings(), tmp_path).search(queries, config.rollout.passages)
     monkeypatch.setattr(example, "ByTitle", types.SimpleNamespace(identity=example.ByTitle.identity))  # not made again
-    config.retriever.cache = "replay"
+    config = config.replace({"retriever.cache": "replay"})
     assert queries and retrievers.make(config, tmp_path).search(queries, config.rollout.passages) == found
