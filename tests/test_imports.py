@@ -47,7 +47,7 @@ AXIS_NAMES, AXIS_OWNER = {"fsdp", "tensor"}, "core/parallel.py"
 AXIS_KEYS = "core/settings.py"  # mesh.fsdp and mesh.tensor are keys too
 OUTSIDE = {"configs", "tests", "examples"}  # read the package and are never read by it
 NO_JAX = {"jax", "jaxlib", "flax", "optax"}
-WITHOUT_JAX = {"text", "core/types.py", "core/settings.py", "core/files.py"}
+WITHOUT_JAX = {"text", "core/types.py", "core/settings.py", "core/names.py", "core/files.py"}
 
 
 def violations(path: str, source: str) -> list[str]:
