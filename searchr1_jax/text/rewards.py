@@ -13,12 +13,12 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import importlib
 import math
 import operator
 import re
 import string
 
+from searchr1_jax.core import names
 from searchr1_jax.core import types
 from searchr1_jax.text import protocol
 
@@ -227,16 +227,7 @@ def _name_and_weight(term: str) -> tuple[str, float]:
 
 
 def _find(name: str, known: Mapping[str, Reward]) -> Reward:
-    if name in known:
-        return known[name]
-    choices = f"one of {', '.join(known)}, or package.module:function"
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise ValueError(f"unknown reward {name!r}; it is {choices}")
-    try:
-        reward = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward {name!r} could not be imported ({error}); it is {choices}") from error
+    reward = names.resolve(name, known, "reward")
     if not callable(reward):
-        raise ValueError(f"reward {name!r} is {reward!r}, not a function; it is {choices}")
+        raise ValueError(f"reward names {name!r}, which is {reward!r}; make it a function of a trajectory")
     return reward

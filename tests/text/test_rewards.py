@@ -307,17 +307,19 @@ def test_a_users_own_reward_is_named_by_module_and_function(own_rewards):
 
 @pytest.mark.parametrize("name", ["", "em", "exact-match", "json", "json:", ":dumps", "json:no_such", "no_such:f"])
 def test_an_unknown_reward_is_refused_with_the_choices(name):
-    with pytest.raises(ValueError, match=f"reward '{name}'.*exact_match, sub_exact_match, f1.*package.module:function"):
+    with pytest.raises(
+        ValueError, match=f"reward names '{name}'.*exact_match, sub_exact_match, f1.*package.module:name"
+    ):
         rewards.resolve(name)
 
 
 def test_an_extra_reward_that_is_unknown_is_refused_like_the_first():
-    with pytest.raises(ValueError, match="unknown reward 'em'; it is one of exact_match"):
+    with pytest.raises(ValueError, match="reward names 'em'; make it one of exact_match"):
         rewards.resolve("exact_match", extra=("retrieved=0.1", "em=1"))
 
 
 def test_a_name_that_is_no_function_is_refused():
-    with pytest.raises(ValueError, match="reward 'string:punctuation' is .* not a function"):
+    with pytest.raises(ValueError, match="reward names 'string:punctuation', which is .*; make it a function"):
         rewards.resolve("string:punctuation")
 
 
