@@ -30,6 +30,7 @@ import time
 import numpy as np
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
 from searchr1_jax.data import demonstrations
 from searchr1_jax.data import packing
@@ -172,12 +173,7 @@ def train(config: setup.Config, workdir: pathlib.Path, checkpoints: checkpoint.C
                 " with that config, choose another --workdir, or remove that directory"
             )
     found = batches(config, source(config, workdir, tokens, model, step))
-    learner = supervised.SupervisedLearner(
-        model,
-        setup.optimizer_config(c.optimizer, total),
-        compute=setup.compute(config),
-        vocab_chunk=config.learner.vocab_chunk,
-    )
+    learner = supervised.SupervisedLearner(model, settings_lib.Settings.of(config), total_steps=total)
     state = learner.init(hf.load(start_from, dtype=setup.dtype(config.model.param_dtype)))
     if step:
         state = supervised.SupervisedState(**checkpoints.restore(step, state._asdict())[0])

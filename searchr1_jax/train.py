@@ -19,11 +19,12 @@ import jax
 import numpy as np
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.data import stream as stream_lib
 from searchr1_jax.learning import guards
 from searchr1_jax.learning import kl_control
-from searchr1_jax.learning import minibatches
+from searchr1_jax.learning import step as learning
 from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
@@ -73,10 +74,7 @@ class Run:
     stream: stream_lib.QuestionStream
     held_out: list[episodes.Task]
     reward: rewards.WeightedSum
-    recipe: minibatches.Recipe
     learner: update.Learner
-    kl_control: kl_control.KLControl
-    limits: guards.Limits
     reference: decoder.Params | None  # None where nothing is compared with it
     about: dict[str, Any]  # what a checkpoint says of its policy, all that export needs beside the weights
     state: update.TrainState  # as it begins
@@ -95,13 +93,13 @@ def build(config: setup.Config, workdir: pathlib.Path) -> Run:
     held_out = [q for source in setup.questions(config, "validation", workdir) for q in list(source)[:count]]
     environment = setup.search_environment(config, retrievers.make(config, workdir))
     engine, rollout = setup.rollout(config, model, tokens, environment)
-    learner = setup.learner(config, model)
+    learner = update.Learner(model, settings.Settings.of(config))
     param_dtype = setup.dtype(config.model.param_dtype)
     reference = None
-    if learner.config.has_reference:
+    if learner.has_reference:
         reference = learner.keep(hf.load(model_path, dtype=setup.dtype(config.model.reference_dtype)))
     value = None
-    if learner.config.has_value_model:  # the policy's body with a fresh head
+    if learner.has_value_model:  # the policy's body with a fresh head
         value = hf.load(model_path, kind=decoder.Value, dtype=param_dtype)
     return Run(
         tokens=tokens,
@@ -111,15 +109,12 @@ def build(config: setup.Config, workdir: pathlib.Path) -> Run:
         stream=stream_lib.QuestionStream(sources, seed=config.seed, batch_questions=config.rollout.questions),
         held_out=setup.tasks(config, held_out, tokens, samples=1),
         reward=reward,
-        recipe=setup.recipe(config),
         learner=learner,
-        kl_control=setup.kl_controller(config),
-        limits=setup.limits(config),
         reference=reference,
         about={
             "model": model_config.to_hf(model, dtype=str(param_dtype)),
             "base": config.model.path,
-            "has_value_model": learner.config.has_value_model,
+            "has_value_model": learner.has_value_model,
         },
         state=learner.init(hf.load(model_path, dtype=param_dtype), value),
     )
@@ -136,7 +131,7 @@ def train(
     total, state, step = config.learner.steps, run.state, checkpoints.latest or 0
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state._asdict())
     run = dataclasses.replace(run, state=None)  # learning donates it
-    course = Course(kl_coefficient=run.kl_control.coefficient)
+    course = Course(kl_coefficient=config.algorithm.kl_coefficient)
     row = {} if step == 0 and config.evaluation.first else None  # of a step whose evaluation is still owed
     if step:
         del state  # the checkpoint's takes its place in memory
@@ -165,7 +160,7 @@ def train(
                     run.engine.load(state.policy)
                     state, course, row = one_step(config, run, state, course, step, workdir)
                     step, position = step + 1, run.stream.state()
-                    if exceeded := run.limits.exceeded(row):
+                    if exceeded := guards.exceeded(row, run.learner.settings.guard):
                         metrics.say(f"warning: step {step}: {'; '.join(exceeded)}")
                     if exceeded and config.guard.rollbacks:
                         del state
@@ -261,13 +256,13 @@ def one_step(config: setup.Config, run: Run, state, course: Course, step: int, w
     trajectories, acting_values = roll_out(config, run, tasks, step, workdir)
     acted = time.time()
     parts = [run.reward.parts(t) for t in trajectories]
-    scores = [run.reward.total(part) for part in parts]
-    state, values = learn(
-        run.recipe, run.learner, state, run.reference, trajectories, scores, step,
+    worth = [run.reward.total(part) for part in parts]
+    state, values = learning.learn(
+        run.learner, state, run.reference, trajectories, worth, step,
         kl_coefficient=course.kl_coefficient, rate_scale=course.rate_scale, failed=workdir / "failed",
     )  # fmt: skip
-    values |= acting_values | describe(trajectories, scores)
-    values |= {f"reward/{name}": float(np.mean([part[name] for part in parts])) for name in parts[0]}
+    values |= acting_values | describe(trajectories, worth)
+    values |= {f"reward/{name}": float(np.mean([rewards.amount(part[name]) for part in parts])) for name in parts[0]}
     values |= {
         "kl_coefficient": course.kl_coefficient,
         "hand_over/bytes": run.engine.hand_over_bytes,
@@ -278,9 +273,10 @@ def one_step(config: setup.Config, run: Run, state, course: Course, step: int, w
     }
     if (every := config.log.trajectories_every) and (step + 1) % every == 0:
         path = workdir / "trajectories" / f"step{step + 1:06d}.jsonl"
-        evaluation.write_trajectories(path, trajectories, scores)
+        evaluation.write_trajectories(path, trajectories, worth)
     kl = values.get("kl_to_reference", 0.0)
-    coefficient = run.kl_control.next(course.kl_coefficient, kl, len(trajectories))
+    algorithm = run.learner.settings.algorithm
+    coefficient = kl_control.next_coefficient(algorithm, course.kl_coefficient, kl, len(trajectories))
     return state, dataclasses.replace(course, kl_coefficient=coefficient), values
 
 
@@ -298,53 +294,12 @@ def roll_out(config, run: Run, tasks, step: int, workdir: pathlib.Path):
     return answered.trajectories, answered.statistics
 
 
-def learn(
-    recipe: minibatches.Recipe,
-    learner: update.Learner,
-    state: update.TrainState,
-    reference: decoder.Params | None,
-    trajectories: list[types.Trajectory],
-    scores: list[float],
-    step: int,
-    *,
-    kl_coefficient: float,
-    rate_scale: float,
-    failed: pathlib.Path,
-):
-    """One step of learning from sorted trajectories. Returns the next state (`state` is donated) and statistics.
-
-    Args:
-      failed: directory for the batch of an update that came to something not finite.
-    """
-    guards.check_scores(trajectories, scores)
-    made = minibatches.make(trajectories, scores, recipe)
-    on_mesh = lambda trees: [parallel.to_mesh(tree, None, "batch", None) for tree in trees]
-    batches = on_mesh(made.batches)
-    before = [learner.score(state, reference, batch) for batch in batches]
-    token_advantages = None if made.advantages is None else on_mesh(made.advantages)
-    targets, statistics = learner.estimate(batches, before, token_advantages, kl_coefficient=kl_coefficient)
-    scalars = {"kl_coefficient": kl_coefficient, "rate_scale": rate_scale}
-    collected = []
-    for batch, score, target, learned in zip(batches, before, targets, made.learned, strict=True):
-        if learned:
-            state, values = learner.update(state, batch, score, target, step, **scalars)
-            collected.append(values)
-    statistics, collected = jax.device_get((statistics, collected))
-    done = [(batch, learned) for batch, learned in zip(made.batches, made.learned, strict=True) if learned]
-    for values, (batch, learned) in zip(collected, done, strict=True):
-        ids = [trajectories[i].example.id for i in learned]
-        guards.check_update(values, batch, ids, step=step + 1, directory=failed)
-    names = collected[0] if collected else ()
-    means = {name: float(np.mean([values[name] for values in collected])) for name in names}
-    return state, made.statistics | {name: float(value) for name, value in statistics.items()} | means
-
-
-def describe(trajectories: list[types.Trajectory], scores: list[float]) -> dict[str, float]:
+def describe(trajectories: list[types.Trajectory], worth: list[types.Worth]) -> dict[str, float]:
     """What the trajectories of a step look like; means over them unless named otherwise."""
     mean = lambda values: float(np.mean(list(values)))
     turns = [turn for t in trajectories for turn in t.turns]
     return {
-        "reward": mean(scores),
+        "reward": mean(map(rewards.amount, worth)),
         "exact_match": mean(map(evaluation.exact_match, trajectories)),
         "searches": mean(t.searches for t in trajectories),
         "repeated_queries": mean(map(rewards.repeated_queries, trajectories)),

@@ -28,6 +28,7 @@ from searchr1_jax import prepare
 from searchr1_jax import train
 from searchr1_jax.core import parallel
 from searchr1_jax.data import stream
+from searchr1_jax.learning import guards
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import episodes
@@ -129,12 +130,12 @@ class Parts:
         )
 
     def train(
-        self, workdir: pathlib.Path, *, dies_at: float = math.inf, limits=None, stop_at: int = -1, **changes
+        self, workdir: pathlib.Path, *, dies_at: float = math.inf, exceeded=None, stop_at: int = -1, **changes
     ) -> bool:
         """What `python -m searchr1_jax.train` does in a workdir, begun or not, with a retriever that may die.
 
         Args:
-          limits: in place of those of the config.
+          exceeded: in place of `guards.exceeded`.
           stop_at: the row of metrics.jsonl after which it is asked to stop.
         """
         c = config(**changes)
@@ -143,8 +144,8 @@ class Parts:
             if checkpoints.latest:
                 run_directory.check(c, workdir)
             run = self.fresh(workdir, c, dies_at=dies_at)
-            run = dataclasses.replace(run, limits=limits or run.limits)
-            return train.train(c, run, workdir, checkpoints, stop)
+            with mock.patch.object(guards, "exceeded", exceeded or guards.exceeded):
+                return train.train(c, run, workdir, checkpoints, stop)
 
 
 def world(workdir: pathlib.Path, c) -> None:

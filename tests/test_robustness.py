@@ -24,7 +24,9 @@ from configs import base
 from searchr1_jax import prepare
 from searchr1_jax import sft
 from searchr1_jax import train
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
+from searchr1_jax.learning import step as learning
 from searchr1_jax.learning import supervised
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import episodes
@@ -131,7 +133,7 @@ def test_a_retriever_that_dies_again_right_after_the_owed_evaluation_does_no_har
 
 def test_an_error_right_after_a_save_leaves_that_checkpoint_complete(parts, undisturbed, workdir, monkeypatch):
     saved, may_finish = workdir / "checkpoints" / "1", threading.Event()
-    learn, rename = train.learn, os.rename
+    learn, rename = learning.learn, os.rename
 
     def slow_rename(source, target, **kwargs):
         if threading.current_thread() is not threading.main_thread():
@@ -147,7 +149,7 @@ def test_an_error_right_after_a_save_leaves_that_checkpoint_complete(parts, undi
 
     with monkeypatch.context() as patches, pytest.raises(FloatingPointError, match="nan at step 2"):
         patches.setattr(os, "rename", slow_rename)
-        patches.setattr(train, "learn", learn_once)
+        patches.setattr(learning, "learn", learn_once)
         parts.train(workdir, **{"checkpoint.every": 1})
     assert saved.exists() and miniature.saved_steps(workdir) == [1]
     assert parts.train(workdir)
@@ -197,7 +199,7 @@ def _trajectory(example, sample):
 class _Listener:
     """A learner that notes the advantage of each trajectory it is given, mini-batch by mini-batch."""
 
-    config = python_types.SimpleNamespace(has_value_model=False)
+    settings = settings_lib.Settings.of(miniature.config())
 
     def __init__(self):
         self.heard = []
@@ -224,8 +226,7 @@ def test_groups_of_a_question_asked_twice_stay_whole(parts, tmp_path):
     trajectories, _ = train.roll_out(miniature.config(), run, [], 0, tmp_path)
     scores = [rewards[t.example.id][t.sample] for t in trajectories]
     learner = _Listener()
-    recipe, settings = setup.recipe(miniature.config()), dict(kl_coefficient=0.0, rate_scale=1.0, failed=tmp_path)
-    train.learn(recipe, learner, None, None, trajectories, scores, 0, **settings)
+    learning.learn(learner, None, None, trajectories, scores, 0, kl_coefficient=0.0, failed=tmp_path)
     half = 0.5**0.5  # (1 - ½) / the unbiased standard deviation of (0, 1); also that of (3, 1)
     np.testing.assert_allclose(learner.heard, [[-half, half, 0, 0], [half, -half, 0, 0]], atol=1e-5)
 
@@ -234,18 +235,18 @@ def test_groups_of_a_question_asked_twice_stay_whole(parts, tmp_path):
 
 
 class _Alarm:
-    """Limits that some steps exceed, by their number in the order in which they are judged."""
+    """In place of `guards.exceeded`: some steps exceed limits, by their number in the order of judgement."""
 
     def __init__(self, *judgements: int):
         self._judgements, self._asked = judgements, 0
 
-    def exceeded(self, values):
+    def __call__(self, values, guard):
         self._asked += 1
         return ["kl_to_reference of 9 is above guard.kl of 1"] * (self._asked in self._judgements)
 
 
 def test_a_run_that_exceeds_a_limit_is_warned_of_and_goes_on(parts, undisturbed, workdir, capsys):
-    assert parts.train(workdir, limits=_Alarm(2, 3))
+    assert parts.train(workdir, exceeded=_Alarm(2, 3))
     out = capsys.readouterr().out
     assert "warning: step 2: kl_to_reference of 9 is above guard.kl of 1" in out and "warning: step 3" in out
     _assert_same_run(workdir, undisturbed)
@@ -256,7 +257,7 @@ def test_on_request_it_goes_back_to_its_last_checkpoint_with_half_the_learning_r
 ):
     """Steps 1, 2, 3, at half the rate 3 and 4, at a quarter of it 3 and 4; the third and the fifth are too much."""
     settings = {"guard.rollbacks": 2, "checkpoint.every": 2}
-    assert parts.train(workdir, limits=_Alarm(3, 5), **settings)
+    assert parts.train(workdir, exceeded=_Alarm(3, 5), **settings)
     out = capsys.readouterr().out
     assert out.count("going back to step 2") == 2 and "learning rates times 0.25" in out
     rows, before = miniature.rows(workdir), miniature.rows(undisturbed.workdir)
@@ -269,9 +270,9 @@ def test_on_request_it_goes_back_to_its_last_checkpoint_with_half_the_learning_r
 def test_a_run_killed_after_it_went_back_goes_on_at_the_lower_rate(parts, workdir, tmp_path):
     settings = {"guard.rollbacks": 1, "checkpoint.every": 1, "evaluation.every": 0}
     whole = shutil.copytree(workdir, tmp_path / "whole")
-    assert parts.train(whole, limits=_Alarm(2), **settings)
-    assert not parts.train(workdir, limits=_Alarm(2), stop_at=3, **settings)
-    assert parts.train(workdir, limits=_Alarm(), **settings)
+    assert parts.train(whole, exceeded=_Alarm(2), **settings)
+    assert not parts.train(workdir, exceeded=_Alarm(2), stop_at=3, **settings)
+    assert parts.train(workdir, exceeded=_Alarm(), **settings)
     assert miniature.rows(workdir) == miniature.rows(whole)
 
 
@@ -281,7 +282,7 @@ def test_a_run_killed_after_it_went_back_goes_on_at_the_lower_rate(parts, workdi
 def test_it_stops_where_it_cannot_go_back(parts, workdir, settings, cause):
     settings = {"guard.rollbacks": 1, "checkpoint.every": 1} | settings
     with pytest.raises(FloatingPointError, match=f"guard.kl of 1, and {cause} .guard.rollbacks is 1.; lower the"):
-        parts.train(workdir, limits=_Alarm(2, 3), **settings)
+        parts.train(workdir, exceeded=_Alarm(2, 3), **settings)
 
 
 # Supervised training.

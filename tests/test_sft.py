@@ -15,10 +15,10 @@ import pytest
 import slow_decoder
 
 from searchr1_jax import sft
+from searchr1_jax.core import settings
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import hf
 from searchr1_jax.run import evaluation
-from searchr1_jax.run import setup
 from searchr1_jax.text import tokenizer
 
 evaluate, teach = map(miniature.verb, ("evaluate", "sft"))
@@ -47,11 +47,10 @@ def workdir(world, tmp_path):
 @pytest.fixture(scope="module")
 def learner(world):
     """Of all tests, so that it is compiled once."""
-    config = miniature.config(**CHOICE)
-    rates = setup.optimizer_config(config.sft.optimizer, config.sft.steps)
+    choice = settings.Settings.of(miniature.config(**CHOICE))
     model = hf.read_config(world / "base")
     with jax.set_mesh(meshes.make()):
-        return supervised.SupervisedLearner(model, rates, compute=setup.compute(config), vocab_chunk=128)
+        return supervised.SupervisedLearner(model, choice, total_steps=choice.sft.steps)
 
 
 # Trajectories.

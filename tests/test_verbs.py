@@ -376,11 +376,6 @@ def test_more_steps_go_on_from_fewer_only_where_the_learning_rate_does_not_depen
     run_directory.check(_config(**constant, **{"learner.steps": 20}), tmp_path)
 
 
-def test_a_misspelt_attention_is_refused_before_there_is_work_to_lose():
-    with pytest.raises(ValueError, match="model.attention is 'flash'; choose auto or one of"):
-        setup.compute(_config(**{"model.attention": "flash"}))
-
-
 def test_a_broken_corpus_line_is_named(world, tmp_path):
     lines = (world / "corpus.jsonl").read_text().splitlines()
     (tmp_path / "corpus.jsonl").write_text("\n".join([*lines[:2], '{"id": "3", "contents', *lines[3:]]))

@@ -6,6 +6,8 @@ import functools
 
 import ml_collections
 
+from searchr1_jax.core import settings
+from searchr1_jax.learning import checks as learning
 from searchr1_jax.models import attention
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -29,30 +31,6 @@ def check(c: ml_collections.ConfigDict) -> None:
             raise ValueError(f"model.{key} is {c.model[key]!r}; choose from {list(_DTYPES)}")
     if c.model.attention not in ("auto", *attention.KERNELS):
         raise ValueError(f"model.attention is {c.model.attention!r}; choose auto or one of {list(attention.KERNELS)}")
-    rows = tuple(c.learner.row_tokens)
-    if not rows or list(rows) != sorted(set(rows)) or rows[0] < 1:
-        raise ValueError(f"learner.row_tokens of {rows} must be ascending positive numbers of tokens")
-    if rows[-1] < c.rollout.context_tokens:
-        raise ValueError(
-            f"learner.row_tokens of {rows} end at less than rollout.context_tokens of {c.rollout.context_tokens}; a"
-            " trajectory must fit a row, so raise the last to at least that"
-        )
-    if any(n % c.learner.vocab_chunk for n in rows):
-        raise ValueError(
-            f"learner.vocab_chunk of {c.learner.vocab_chunk} does not divide all learner.row_tokens of {rows}; use a"
-            " divisor of them"
-        )
-    units = c.rollout.questions * (c.rollout.samples if c.learner.minibatch_by == "trajectories" else 1)
-    if units % c.learner.updates_per_rollout:
-        raise ValueError(
-            f"{units} {c.learner.minibatch_by} of a rollout do not divide into learner.updates_per_rollout ="
-            f" {c.learner.updates_per_rollout} mini-batches; use a divisor of them"
-        )
-    if c.algorithm.drop_equal_groups and c.rollout.samples == 1:
-        raise ValueError(
-            "algorithm.drop_equal_groups leaves nothing to learn from where rollout.samples is 1: a group of one has no"
-            " variance; raise rollout.samples or set it to False"
-        )
     if c.rollout.max_turn_tokens >= c.rollout.context_tokens:
         raise ValueError(
             f"rollout.max_turn_tokens of {c.rollout.max_turn_tokens} leaves no room for a prompt in"
@@ -63,19 +41,10 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"rollout.temperature of {c.rollout.temperature} is greedy and explores nothing; use a positive one"
             " (evaluation.decoding chooses greedy decoding for evaluation)"
         )
-    if c.algorithm.advantage not in ("gae", "return") and c.algorithm.kl_in == "reward" and c.algorithm.kl_coefficient:
-        raise ValueError(
-            f"algorithm.kl_in is {c.algorithm.kl_in!r}, but {c.algorithm.advantage} advantages are made of the rewards"
-            ' of whole trajectories and would leave the KL out; set it to "loss"'
-        )
-    if c.algorithm.kl_in == "loss" and c.algorithm.kl_estimator == "k1" and c.algorithm.kl_coefficient:
-        raise ValueError(
-            'algorithm.kl_estimator is "k1" with algorithm.kl_in "loss": its gradient there is zero on average and'
-            ' holds nothing back; use "k2" or "k3", or put it in the "reward"'
-        )
     chunks = tuple(c.rollout.extend_chunks)
     if not chunks or list(chunks) != sorted(chunks) or chunks[0] < 1:
         raise ValueError(f"rollout.extend_chunks of {chunks} must be ascending positive numbers of tokens")
     shares = [c.sft[f"mixture_{k}"] for k in ("right", "guess", "wrong_entity", "stopped_early")]
     if abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"sft.mixture_* are {shares}, which add up to {sum(shares):g}; make it 1")
+    learning.check(settings.Settings.of(c))

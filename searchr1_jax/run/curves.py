@@ -9,6 +9,8 @@ import pathlib
 from typing import Any
 
 from searchr1_jax.core import parallel
+from searchr1_jax.learning import advantages
+from searchr1_jax.learning import losses
 from searchr1_jax.run import metrics
 
 
@@ -50,6 +52,11 @@ def learning_curve(workdir: pathlib.Path) -> None:
     pyplot.close(figure)
 
 
+def _known_as(table: Mapping[str, Any], name: str) -> str:
+    """What a row is known as; a user's own, which need not be at hand here, by its name."""
+    return table[name].known_as if name in table else name
+
+
 def model_card(workdir: pathlib.Path, run: dict[str, Any], *, name: str, base: str, step: int, **_: Any) -> str:
     """README.md of an exported model: what it is, how it was trained, what it scored.
 
@@ -58,7 +65,8 @@ def model_card(workdir: pathlib.Path, run: dict[str, Any], *, name: str, base: s
       base: the model that training started from.
       step: of the checkpoint.
     """
-    algorithm = "PPO" if run["algorithm"]["advantage"] == "gae" else "GRPO"
+    algorithm = _known_as(losses.POLICY_LOSSES, run["algorithm"]["policy_loss"])
+    algorithm = algorithm or _known_as(advantages.ADVANTAGES, run["algorithm"]["advantage"])
     rows = []
     for path in sorted((workdir / "eval").glob("*.json")):
         if not path.name.startswith("validation-"):

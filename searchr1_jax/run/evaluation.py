@@ -11,6 +11,8 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from searchr1_jax.core import parallel
 from searchr1_jax.core import types
 from searchr1_jax.rollout import episodes
@@ -106,15 +108,17 @@ def evaluate(
     return summarise(trajectories, split=split, decoding=name), trajectories
 
 
-def trajectory_row(trajectory: types.Trajectory, reward: float) -> dict[str, Any]:
+def trajectory_row(trajectory: types.Trajectory, reward: types.Worth) -> dict[str, Any]:
     """A trajectory as a JSON object: texts for people, ids and mask for programs."""
+    of_turns = {} if np.ndim(reward) == 0 else {"turn_rewards": list(reward)}
     return {
         "id": trajectory.example.id,
         "sample": trajectory.sample,
         "question": trajectory.example.question,
         "golden_answers": list(trajectory.example.golden_answers),
         "answer": trajectory.answer,
-        "reward": reward,
+        "reward": rewards.amount(reward),
+        **of_turns,
         "stop_reason": trajectory.stop_reason,
         "turns": [{"text": t.text, "event": t.event, "content": t.content, "reply": t.reply} for t in trajectory.turns],
         "tokens": trajectory.tokens.tolist(),
@@ -133,9 +137,11 @@ def keep_interrupted(path: pathlib.Path, trajectories: Sequence[types.Trajectory
     metrics.say(f"{len(trajectories)} episodes that were finished are in {path}")
 
 
-def write_trajectories(path: pathlib.Path, trajectories: Sequence[types.Trajectory], scores: Sequence[float]) -> None:
-    """One trajectory a line."""
-    rows = (trajectory_row(t, score) for t, score in zip(trajectories, scores, strict=True))
+def write_trajectories(
+    path: pathlib.Path, trajectories: Sequence[types.Trajectory], worth: Sequence[types.Worth]
+) -> None:
+    """One trajectory a line, and what each is worth."""
+    rows = (trajectory_row(t, reward) for t, reward in zip(trajectories, worth, strict=True))
     _write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

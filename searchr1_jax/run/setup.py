@@ -18,12 +18,6 @@ from searchr1_jax.core import parallel
 from searchr1_jax.core import types
 from searchr1_jax.data import qa
 from searchr1_jax.data.invented import world as world_lib
-from searchr1_jax.learning import guards
-from searchr1_jax.learning import kl_control
-from searchr1_jax.learning import minibatches
-from searchr1_jax.learning import optimizer
-from searchr1_jax.learning import update
-from searchr1_jax.models import attention
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
@@ -70,13 +64,6 @@ def questions(config: Config, split: str, workdir: pathlib.Path) -> list[qa.Ques
 
 def dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
-
-
-def compute(config: Config) -> decoder.Compute:
-    c = config.model
-    compute_dtype = dtype(c.compute_dtype)
-    attention.choose(c.attention, compute_dtype)  # refuses an unknown name before there is work to lose
-    return decoder.Compute(dtype=compute_dtype, remat=c.remat, attention=c.attention)
 
 
 def texts(config: Config) -> protocol.Protocol:
@@ -277,75 +264,3 @@ def tasks(
     """Prompts of the questions; one that leaves no room for a turn is refused with its id."""
     room = config.rollout.context_tokens - config.rollout.max_turn_tokens
     return episodes.make_tasks(examples, tokens, texts(config), samples=samples, room=room)
-
-
-def recipe(config: Config) -> minibatches.Recipe:
-    """How a rollout becomes mini-batches."""
-    a, c, r = config.algorithm, config.learner, config.rollout
-    return minibatches.Recipe(
-        samples=r.samples,
-        updates=c.updates_per_rollout,
-        minibatch_by=c.minibatch_by,
-        drop_equal_groups=a.drop_equal_groups,
-        advantage=a.advantage,
-        aggregation=a.aggregation,
-        constant_tokens=a.constant_tokens or (r.max_turns + 1) * r.max_turn_tokens,
-        mask_environment=a.mask_environment,
-        row_tokens=tuple(c.row_tokens),
-        micro_batch_rows=c.micro_batch_rows,
-    )
-
-
-def kl_controller(config: Config) -> kl_control.KLControl:
-    a = config.algorithm
-    return kl_control.KLControl(coefficient=a.kl_coefficient, target=a.kl_target, horizon=a.kl_horizon)
-
-
-def limits(config: Config) -> guards.Limits:
-    g = config.guard
-    return guards.Limits(kl=g.kl, entropy_low=g.entropy_low, entropy_high=g.entropy_high, gradient_norm=g.gradient_norm)
-
-
-def optimizer_config(c: Config, total_steps: int) -> optimizer.OptimizerConfig:
-    return optimizer.OptimizerConfig(**c, total_steps=total_steps)
-
-
-def learner(config: Config, model: model_config.ModelConfig) -> update.Learner:
-    """The jitted programs of learning.
-
-    Raises:
-      ValueError: where the rows of a micro-batch do not divide over the mesh.
-    """
-    a, steps, rows = config.algorithm, config.learner.steps, config.learner.micro_batch_rows
-    if rows % (shards := parallel.axis_size("batch")):
-        raise ValueError(
-            f"learner.micro_batch_rows of {rows} does not divide over {shards} shards (mesh.data x mesh.fsdp); use a"
-            " multiple of it"
-        )
-    return update.Learner(
-        model,
-        update.UpdateConfig(
-            advantage=a.advantage,
-            discount=a.discount,
-            gae_lambda=a.gae_lambda,
-            whiten=a.whiten,
-            mask_estimates=a.mask_estimates,
-            policy_loss=a.policy_loss,
-            clip_low=a.clip_low,
-            clip_high=a.clip_high,
-            dual_clip=a.dual_clip,
-            importance_cap=a.importance_cap,
-            value_clip=a.value_clip,
-            has_reference=a.kl_coefficient > 0,
-            kl_in=a.kl_in,
-            kl_estimator=a.kl_estimator,
-            entropy_coefficient=a.entropy_coefficient,
-            value_warmup_steps=config.learner.value_warmup_steps,
-            temperature=config.rollout.temperature,
-            vocab_chunk=config.learner.vocab_chunk,
-            offload=tuple(config.learner.offload),
-            compute=compute(config),
-            policy_optimizer=optimizer_config(config.policy, steps),
-            value_optimizer=optimizer_config(config.value, steps),
-        ),
-    )
