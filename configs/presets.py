@@ -14,6 +14,7 @@ def grpo(c):
     c.algorithm.kl_in = "loss"
     c.algorithm.kl_estimator = "k3"
     c.rollout.samples = 5
+    c.learner.value_warmup_steps = 0  # there is no value model
 
 
 def rloo(c):
@@ -26,6 +27,7 @@ def reinforce_pp(c):
     """REINFORCE++: returns with the KL in them, whitened over the rollout, no value model (Hu, 2025)."""
     ppo(c)
     c.algorithm.advantage = "return"
+    c.learner.value_warmup_steps = 0
 
 
 def dr_grpo(c):
@@ -56,7 +58,16 @@ def gspo(c):
     c.algorithm.clip_high = 4e-4
 
 
-ALGORITHMS = {preset.__name__: preset for preset in (ppo, grpo, rloo, reinforce_pp, dr_grpo, dapo, gspo)}
+def turn_grpo(c):
+    """GRPO with rewards of turns: a turn is credited with what comes after it (Shao et al., 2024; Zeng et al., 2025).
+
+    For a reward that gives one number a turn, as examples/turn_reward.py does.
+    """
+    grpo(c)
+    c.algorithm.advantage = "turn_returns"
+
+
+ALGORITHMS = {preset.__name__: preset for preset in (ppo, grpo, rloo, reinforce_pp, dr_grpo, dapo, gspo, turn_grpo)}
 
 
 def apply(c, arg):

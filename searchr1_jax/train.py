@@ -192,7 +192,7 @@ def train(
             stopping = at.owed is not None and finish(at.owed)
             while at.step < total and not stopping:
                 row = learn(e, at, act(e, at, workdir), workdir)
-                if exceeded := guards.exceeded(c.guard, row):
+                if exceeded := guards.exceeded(row, c.guard):
                     metrics.say(f"warning: step {at.step}: {'; '.join(exceeded)}")
                     if c.guard.rollbacks:
                         go_back(e, at, checkpoints, exceeded)

@@ -10,13 +10,12 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.data import packing
-from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import update
 from searchr1_jax.models import decoder
 from searchr1_jax.models import hf
@@ -43,21 +42,16 @@ def trajectory(i: int, vocab_size: int) -> types.Trajectory:
 
 def run(model: pathlib.Path, output: pathlib.Path, *, data: int, fsdp: int, tensor: int) -> dict[str, float]:
     """PPO with a value model on the mesh of all devices of all processes. Returns the update's statistics."""
-    rate = optimizer.OptimizerConfig(
-        learning_rate=1e-2, warmup_steps=1, final_lr_fraction=1.0, total_steps=1, b1=0.9, b2=0.999, weight_decay=0.0,
-        max_gradient_norm=1.0,
-    )  # fmt: skip
-    config = update.UpdateConfig(
-        advantage="gae", discount=1.0, gae_lambda=0.9, whiten=True, mask_estimates=True,
-        policy_loss="ppo_clip", clip_low=0.2, clip_high=0.2, dual_clip=0.0, importance_cap=2.0, value_clip=0.5,
-        has_reference=True, kl_in="reward", kl_estimator="k1", entropy_coefficient=0.01, value_warmup_steps=0,
-        temperature=1.0, vocab_chunk=16, offload=update.OFFLOADABLE,
-        compute=decoder.Compute(dtype=jnp.float32, remat=True, attention="xla"),
-        policy_optimizer=rate, value_optimizer=rate,
-    )  # fmt: skip
+    adam = {"learning_rate": 1e-2, "warmup_steps": 1, "weight_decay": 0.0}
+    ppo = settings.Settings().replace({
+        "algorithm.gae_lambda": 0.9, "algorithm.importance_cap": 2.0, "algorithm.entropy_coefficient": 0.01,
+        "learner.vocab_chunk": 16, "learner.micro_batch_rows": ROWS, "learner.offload": ("reference", "optimizer"),
+        "learner.steps": 1, "model.attention": "xla", "model.remat": True,
+        **{f"{model}.{key}": value for model in ("policy", "value") for key, value in adam.items()},
+    })  # fmt: skip
     with jax.set_mesh(parallel.make_mesh(data=data, fsdp=fsdp, tensor=tensor)):
         shape = hf.read_config(model)
-        learner = update.Learner(shape, config)
+        learner = update.Learner(shape, ppo)
         state = learner.init(hf.load(model), hf.load(model, kind=decoder.Value))
         trajectories = [trajectory(i, shape.vocab_size) for i in range(12)]
         batch = packing.pack(

@@ -19,13 +19,13 @@ import jax.numpy as jnp  # noqa: E402
 
 from configs import search_r1  # noqa: E402
 from searchr1_jax.core import parallel  # noqa: E402
+from searchr1_jax.core import settings  # noqa: E402
 from searchr1_jax.core import types  # noqa: E402
 from searchr1_jax.learning import update  # noqa: E402
 from searchr1_jax.models import catalog  # noqa: E402
 from searchr1_jax.models import decoder  # noqa: E402
 from searchr1_jax.rollout import hand_over  # noqa: E402
 from searchr1_jax.rollout import programs  # noqa: E402
-from searchr1_jax.run import setup  # noqa: E402
 from searchr1_jax.text import stop_table  # noqa: E402
 
 COMPUTE = decoder.Compute(dtype=jnp.bfloat16, remat=True, attention="splash")
@@ -117,13 +117,11 @@ def test_the_update_of_a_7b_policy_and_value_model_fits_v5e_8x8():
     config.model.attention = "splash"  # "auto" looks at the machine that compiles
     config.learner.update(micro_batch_rows=64, row_tokens=(TOKENS,))
     with jax.set_mesh(parallel.make_mesh(data=1, fsdp=-1, tensor=1, devices=chips("v5e:8x8"))):
-        learner = setup.learner(config, SEVEN_B)
+        learner = update.Learner(SEVEN_B, settings.Settings.of(config))
         models = [decoder.abstract(kind, SEVEN_B)[1] for kind in (decoder.Policy, decoder.Value)]
         optimizers = [
             jax.eval_shape(optimizer.transformation().init, params)
-            for optimizer, params in zip(
-                (learner.config.policy_optimizer, learner.config.value_optimizer), models, strict=True
-            )
+            for optimizer, params in zip((learner.policy_optimizer, learner.value_optimizer), models, strict=True)
         ]
         state = update.TrainState(models[0], optimizers[0], models[1], optimizers[1])
 
@@ -135,7 +133,8 @@ def test_the_update_of_a_7b_policy_and_value_model_fits_v5e_8x8():
         number = lambda dtype: array(dtype, shape=())
         batch = types.Batch(
             tokens=ints, segment=ints, position=ints, policy_mask=bools, sampled=bools, response=bools,
-            behaviour_logp=floats, reward=floats, weight=floats, trajectory=ints, micro_batches=number(jnp.int32),
+            behaviour_logp=floats, turn=ints, reward=floats, weight=floats, trajectory=ints,
+            micro_batches=number(jnp.int32),
         )  # fmt: skip
         scores, targets = update.Scores(floats, floats, floats), update.Targets(floats, floats)
         scalars = [number(dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32)]

@@ -30,7 +30,9 @@ import argparse
 from collections.abc import Callable
 import dataclasses
 import json
+import pathlib
 import statistics
+import tempfile
 import time
 
 import jax
@@ -41,10 +43,10 @@ from rich import table as rich_table
 
 from searchr1_jax.bench import decode
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.data import packing
-from searchr1_jax.learning import minibatches
-from searchr1_jax.learning import optimizer
+from searchr1_jax.learning import step as learning
 from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
@@ -120,19 +122,14 @@ def _median_ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def grpo(*, vocab_chunk: int) -> update.UpdateConfig:
-    """The published GRPO's update."""
-    adam = optimizer.OptimizerConfig(
-        learning_rate=1e-6, warmup_steps=0, final_lr_fraction=1.0, total_steps=1_000, b1=0.9, b2=0.999, weight_decay=0.01,
-        max_gradient_norm=1.0,
-    )  # fmt: skip
-    return update.UpdateConfig(
-        advantage="group_standardised", discount=1.0, gae_lambda=1.0, whiten=False, mask_estimates=True,
-        policy_loss="ppo_clip", clip_low=0.2, clip_high=0.2, dual_clip=0.0, importance_cap=0.0, value_clip=0.5,
-        has_reference=True, kl_in="loss", kl_estimator="k3", entropy_coefficient=0.001, value_warmup_steps=0,
-        temperature=1.0, vocab_chunk=vocab_chunk, offload=(), compute=COMPUTE,
-        policy_optimizer=adam, value_optimizer=adam,
-    )  # fmt: skip
+def grpo(*, samples: int, row_tokens: int, micro_batch_rows: int, vocab_chunk: int) -> settings.Settings:
+    """The published GRPO, a rollout an update."""
+    return settings.Settings().replace({
+        "rollout.samples": samples, "learner.updates_per_rollout": 1, "learner.row_tokens": (row_tokens,),
+        "learner.micro_batch_rows": micro_batch_rows, "learner.vocab_chunk": vocab_chunk, "policy.warmup_steps": 0,
+        "algorithm.advantage": "group_standardised", "algorithm.kl_in": "loss", "algorithm.kl_estimator": "k3",
+        "algorithm.kl_coefficient": KL_COEFFICIENT,
+    })  # fmt: skip
 
 
 def _trajectory(
@@ -199,7 +196,8 @@ def _updating(p: Packing, learner: update.Learner, params: decoder.Params, host:
 def packing_figures(p: Packing, *, repeats: int, seed: int) -> dict[str, float]:
     these = trajectories(p, seed=seed)
     batches = {"packed": packed(p, these), "padded": padded(p, these)}
-    learner = update.Learner(p.model, grpo(vocab_chunk=p.vocab_chunk))
+    rows = {"row_tokens": p.row_tokens, "micro_batch_rows": 1, "vocab_chunk": p.vocab_chunk}
+    learner = update.Learner(p.model, grpo(samples=1, **rows))
     params = decoder.init(decoder.Policy, p.model, seed=seed)
     runs = {name: _updating(p, learner, params, batch) for name, batch in batches.items()}
     learned = sum(int(t.sampled.sum()) for t in these)
@@ -309,12 +307,8 @@ class GRPO:
             eos_ids=frozenset(), max_turn_tokens=s.new, dtype=jnp.float32,
         )  # fmt: skip
         row_tokens = s.prompt + s.new
-        self._learner = update.Learner(s.model, grpo(vocab_chunk=row_tokens))
-        self._recipe = minibatches.Recipe(
-            samples=s.samples, updates=1, minibatch_by="questions", drop_equal_groups=False,
-            advantage="group_standardised", aggregation="token_mean", constant_tokens=row_tokens,
-            mask_environment=True, row_tokens=(row_tokens,), micro_batch_rows=s.micro_batch_rows,
-        )  # fmt: skip
+        rows = {"row_tokens": row_tokens, "micro_batch_rows": s.micro_batch_rows, "vocab_chunk": row_tokens}
+        self._learner = update.Learner(s.model, grpo(samples=s.samples, **rows))
         self._reference = decoder.init(decoder.Policy, s.model, seed=seed)
         self._state = self._learner.init(jax.tree.map(jnp.copy, self._reference), None)
         self._engine.load(self._state.policy)
@@ -338,15 +332,13 @@ class GRPO:
 
     def learn(self, these: list[types.Trajectory]) -> dict[str, float]:
         """One update from trajectories of which every other one is rewarded; its statistics."""
-        made = minibatches.make(these, [float(i % 2) for i in range(len(these))], self._recipe)
-        place = lambda tree: parallel.to_mesh(tree, None, "batch", None)
-        (batch,), (advantage,) = map(place, made.batches), map(place, made.advantages)
-        kl = {"kl_coefficient": KL_COEFFICIENT}
-        scores = self._learner.score(self._state, self._reference, batch)
-        (targets,), rollout = self._learner.estimate([batch], [scores], [advantage], **kl)
-        self._state, values = self._learner.update(self._state, batch, scores, targets, 0, **kl)
+        rewards = [float(i % 2) for i in range(len(these))]
+        self._state, values = learning.learn(
+            self._learner, self._state, self._reference, these, rewards, 0,
+            kl_coefficient=KL_COEFFICIENT, failed=pathlib.Path(tempfile.gettempdir()) / "failed",
+        )  # fmt: skip
         jax.block_until_ready(self._state)
-        return jax.device_get(rollout | values)
+        return values
 
 
 def step_figures(s: Step, *, repeats: int, seed: int) -> dict[str, float]:

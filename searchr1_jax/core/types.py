@@ -14,6 +14,7 @@ tokens before it, the value just before it, whether the policy wrote it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -49,6 +50,7 @@ class Turn:
     content: str = ""  # of the call or the answer, stripped
     passages: tuple[Passage, ...] = ()
     reply: str = ""  # what the environment appended
+    tokens: int = 0  # that the policy wrote in it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,9 +80,30 @@ class Trajectory:
         return sum(turn.event == tool and turn.reply != "" for turn in self.turns)
 
     @property
+    def turn(self) -> np.ndarray:
+        """int32[T], the index of the turn that wrote a token, -1 where the policy did not.
+
+        Where there are no turns, as in a trajectory that a file held, each run of written tokens is one.
+        """
+        turn = np.full(len(self.tokens), -1, np.int32)
+        if self.turns:
+            turn[self.sampled] = np.repeat(np.arange(len(self.turns)), [turn.tokens for turn in self.turns])
+        else:
+            begins = self.sampled & ~np.append(False, self.sampled[:-1])
+            turn[self.sampled] = np.cumsum(begins)[self.sampled] - 1
+        return turn
+
+    @property
+    def turn_count(self) -> int:
+        return len(self.turns) or int(self.turn.max(initial=-1)) + 1
+
+    @property
     def searches(self) -> int:
         """Searches that were answered."""
         return self.calls("search")
+
+
+Worth = float | Sequence[float]  # a trajectory's reward: a number, which counts for its last turn, or one each turn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +121,8 @@ class Batch:
     sampled: Any  # bool[M, B, T], who wrote the token; differs from the mask in one ablation only
     response: Any  # bool[M, B, T], what follows the prompts, whoever wrote it
     behaviour_logp: Any  # float32[M, B, T]
-    reward: Any  # float32[M, B, T], on each trajectory's last masked token
+    turn: Any  # int32[M, B, T], the turn that wrote a masked token, -1 elsewhere
+    reward: Any  # float32[M, B, T], on the last masked token of each turn
     weight: Any  # float32[M, B, T], loss weight of a token
     trajectory: Any  # int32[M, B, T], index into the list that was packed, -1 in empty places
     micro_batches: Any  # int32[], how many of the M are in use; the others are padding

@@ -85,7 +85,8 @@ def to_trajectory(
             sampled += [True] * len(ids)
             weights += _turn_weights(segment["turn"], [pieces[i] for i in ids], tools, weight, inner)
             action = text_protocol.parse_action(segment["turn"], tools)
-            turns.append(types.Turn(text=segment["turn"], event=action.kind, content=action.content))
+            turn = types.Turn(text=segment["turn"], event=action.kind, content=action.content, tokens=len(ids))
+            turns.append(turn)
             continue
         if "passages" in segment:
             passages = [types.Passage(**passage) for passage in segment["passages"]]

@@ -5,6 +5,8 @@
         row      prompt policy info policy │ prompt policy │ empty
         segment    1 1    1 1   1 1   1 1  │   2 2   2 2   │ 0 0 0
         mask       0 0    1 1   0 0   1 1  │   0 0   1 1   │ 0 0 0
+        turn      -1-1    0 0  -1-1   1 1  │  -1-1   0 0   │-1-1-1
+        reward     0 0    0 r   0 0   0 r  │   0 0   0 r   │ 0 0 0
 
 M is the worst case, one trajectory a row, so that shapes are constant; `micro_batches` says how many are in
 use, and nothing is computed for the others.
@@ -22,8 +24,8 @@ from searchr1_jax.core import types
 jax.tree_util.register_dataclass(
     types.Batch,
     data_fields=[
-        "tokens", "segment", "position", "policy_mask", "sampled", "response", "behaviour_logp", "reward", "weight",
-        "trajectory", "micro_batches",
+        "tokens", "segment", "position", "policy_mask", "sampled", "response", "behaviour_logp", "turn", "reward",
+        "weight", "trajectory", "micro_batches",
     ],
     meta_fields=[],
 )  # fmt: skip
@@ -55,7 +57,7 @@ def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
 
 def pack(
     trajectories: Sequence[types.Trajectory],
-    rewards: Sequence[float],
+    rewards: Sequence[types.Worth],
     *,
     row_tokens: int,
     micro_batch_rows: int,
@@ -66,10 +68,11 @@ def pack(
     """A batch on the host.
 
     Args:
-      rewards: one for each trajectory; it is put on the last masked token.
+      rewards: of each trajectory. One of a turn is put on the turn's last masked token, or, where it has none, on the
+        last one before; a number on the last of all.
       max_rows: rows to reserve; the batch has ⌈max_rows / micro_batch_rows⌉ micro-batches.
       mask_environment: learn from the policy's own tokens only. False is an ablation: everything after the
-        prompt then counts as the policy's.
+        prompt then counts as the policy's, a reply as written by the turn that it answers.
       weights: loss weight of every token of every trajectory, float32[T] each; 1 where not given.
     Raises:
       ValueError: where a trajectory is longer than a row, or the rows do not suffice.
@@ -82,7 +85,7 @@ def pack(
     ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment", "position")}
     floats = {name: np.zeros(shape, np.float32) for name in ("behaviour_logp", "reward", "weight")}
     bools = {name: np.zeros(shape, bool) for name in ("policy_mask", "sampled", "response")}
-    trajectory = np.full(shape, -1, np.int32)
+    ints |= {name: np.full(shape, -1, np.int32) for name in ("trajectory", "turn")}
     for r, row in enumerate(rows):
         start = 0
         for segment, i in enumerate(row, start=1):
@@ -92,21 +95,27 @@ def pack(
             response = np.arange(len(t.tokens)) >= t.prompt_tokens
             mask = t.sampled if mask_environment else response
             ints["tokens"][place], ints["segment"][place] = t.tokens, segment
-            ints["position"][place], trajectory[place] = np.arange(len(t.tokens)), i
+            ints["position"][place], ints["trajectory"][place] = np.arange(len(t.tokens)), i
             bools["policy_mask"][place], bools["sampled"][place], bools["response"][place] = mask, t.sampled, response
             floats["behaviour_logp"][place] = t.behaviour_logp
             floats["weight"][place] = 1.0 if weights is None else weights[i]
-            if mask.any():
-                floats["reward"][r, place[1].start + np.flatnonzero(mask)[-1]] = rewards[i]
+            turn = np.where(mask, np.maximum.accumulate(t.turn).clip(0), -1)
+            ints["turn"][place], floats["reward"][place] = turn, _reward(rewards[i], turn)
     fold = lambda x: x.reshape(micro_batches, micro_batch_rows, row_tokens)
     return types.Batch(
         **{name: fold(x) for name, x in {**ints, **floats, **bools}.items()},
-        trajectory=fold(trajectory),
         micro_batches=np.int32(-(-len(rows) // micro_batch_rows)),
     )
 
 
-AGGREGATIONS = ("token_mean", "sequence_mean", "constant")
+def _reward(reward: types.Worth, turn: np.ndarray) -> np.ndarray:
+    """float32[T], the rewards of a trajectory on the tokens of its turns."""
+    placed = np.zeros(len(turn), np.float32)
+    of_turns = {turn.max(initial=-1): reward} if np.ndim(reward) == 0 else dict(enumerate(reward))
+    for k, value in of_turns.items():
+        places = np.flatnonzero((turn >= 0) & (turn <= k))
+        placed[places[-1:]] += value
+    return placed
 
 
 def loss_weights(counts: Sequence[int], aggregation: str, *, constant_tokens: int) -> np.ndarray:
@@ -128,7 +137,12 @@ def loss_weights(counts: Sequence[int], aggregation: str, *, constant_tokens: in
     return np.full(len(n), 1 / (max(len(n), 1) * constant_tokens), np.float32)
 
 
-def spread(values: np.ndarray, batch: types.Batch) -> np.ndarray:
-    """One value a trajectory as one a token, float32[M, B, T]; zero where the mask is False."""
-    values = np.append(np.asarray(values, np.float32), np.float32(0))  # index -1 is empty space
-    return np.where(batch.policy_mask, values[batch.trajectory], np.float32(0))
+def spread(values_NK: np.ndarray, batch: types.Batch) -> np.ndarray:
+    """Values of turns as values of their tokens, float32[M, B, T]; zero where the mask is False.
+
+    Args:
+      values_NK: of the N trajectories that were packed: one a turn, or (K = 1) one for all turns of each.
+    """
+    values_NK = np.append(np.float32(values_NK), np.zeros((1, values_NK.shape[1]), np.float32), axis=0)  # empty space
+    turn = np.minimum(batch.turn, values_NK.shape[1] - 1)
+    return np.where(batch.policy_mask, values_NK[batch.trajectory, turn], np.float32(0))

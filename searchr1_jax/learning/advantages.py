@@ -1,12 +1,26 @@
-"""Advantages: how much better than expected each of the policy's tokens was. Pure functions of arrays."""
+"""Advantages: how much better than expected each of the policy's tokens was. Pure functions, and the table of them.
+
+A row of `ADVANTAGES` has one function and says what that needs. Those of tokens and turns know the settings, too.
+
+    of_tokens          in the jitted program, over packed rows    reward, value, mask, segment [B, T] ─▶ [B, T]
+    of_trajectories    on the host, among a question's samples    reward [Q, G] ─▶ [Q, G]
+    of_turns           the same, turn by turn                     reward, rewarded [Q, G, K] ─▶ [Q, G, K]
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from searchr1_jax.core import names
+from searchr1_jax.core import settings
 
 
-def gae(reward_BT, value_BT, mask_BT, segment_BT, *, discount, gae_lambda):
+def gae(reward_BT, value_BT, mask_BT, segment_BT, algorithm: settings.Algorithm):
     """Generalised advantage estimates over the tokens the policy wrote (Schulman et al., 2016, eq. 16).
 
     δₜ = rₜ + γ V(next written token) − Vₜ        Aₜ = δₜ + γλ A(next written token)
@@ -19,8 +33,10 @@ def gae(reward_BT, value_BT, mask_BT, segment_BT, *, discount, gae_lambda):
       value_BT: float32[B, T], value just before token t.
       mask_BT: bool[B, T], the tokens to estimate for.
       segment_BT: int32[B, T], trajectories of a packed row.
+      algorithm: γ is its discount, λ its gae_lambda.
     Returns: float32[B, T] advantages, zero where the mask is False.
     """
+    discount, gae_lambda = algorithm.discount, algorithm.gae_lambda
     end = jnp.zeros_like(value_BT[:, 0])
 
     def backwards(after, now):
@@ -38,7 +54,7 @@ def gae(reward_BT, value_BT, mask_BT, segment_BT, *, discount, gae_lambda):
     return jnp.swapaxes(advantage_TB, 0, 1)
 
 
-def returns(reward_BT, mask_BT, segment_BT, *, discount):
+def returns(reward_BT, value_BT, mask_BT, segment_BT, algorithm: settings.Algorithm):
     """Discounted sum of what a token and the written ones after it receive; GAE with V = 0 and λ = 1.
 
     Gₜ = rₜ + γ G(next written token)
@@ -46,11 +62,15 @@ def returns(reward_BT, mask_BT, segment_BT, *, discount):
     With the KL penalty in the reward and `whiten`, this is the advantage of REINFORCE++ (Hu, 2025).
 
     Args:
-      reward_BT, mask_BT, segment_BT: as in `gae`.
+      reward_BT, mask_BT, segment_BT, algorithm: as in `gae`; values are not looked at.
     Returns: float32[B, T], zero where the mask is False.
     """
+    del value_BT
     no_value = jnp.zeros_like(reward_BT)
-    return gae(reward_BT, no_value, mask_BT, segment_BT, discount=discount, gae_lambda=1.0)
+    return gae(reward_BT, no_value, mask_BT, segment_BT, dataclasses.replace(algorithm, gae_lambda=1.0))
+
+
+EPSILON = 1e-6  # of standard deviations
 
 
 def whiten(x, mask):
@@ -81,7 +101,7 @@ def group_mean(reward_QG):
     return reward_QG - jnp.mean(reward_QG, axis=1, keepdims=True)
 
 
-def group_standardised(reward_QG, epsilon: float = 1e-6):
+def group_standardised(reward_QG):
     """GRPO's advantage, (r − mean) / (std + ε) over a question's samples (Shao et al., 2024, eq. 3).
 
     The standard deviation is the unbiased one. A group of one has nothing to compare with: mean 0 and std 1, so
@@ -94,7 +114,7 @@ def group_standardised(reward_QG, epsilon: float = 1e-6):
     if reward_QG.shape[1] == 1:
         return reward_QG
     difference_QG = group_mean(reward_QG)
-    return difference_QG / (jnp.std(difference_QG, axis=1, keepdims=True, ddof=1) + epsilon)
+    return difference_QG / (jnp.std(difference_QG, axis=1, keepdims=True, ddof=1) + EPSILON)
 
 
 def leave_one_out(reward_QG):
@@ -110,22 +130,91 @@ def leave_one_out(reward_QG):
     return group_mean(reward_QG) * (samples / max(samples - 1, 1))
 
 
-# One number for a whole trajectory, from its reward and those of the question's other samples.
-GROUPED = {
-    "group_standardised": group_standardised,
-    "group_mean": group_mean,
-    "leave_one_out": leave_one_out,
-    "reward": plain,
+def turn_returns(reward_QGK, rewarded_QGK, algorithm: settings.Algorithm):
+    """Discounted sums of the standardised rewards of a turn and those after it, one advantage a turn.
+
+    r̂ = (r − mean) / (std + ε) over all rewards of a question's samples        A_k = Σ_{j≥k} γ^{j−k} r̂_j
+
+    That is GRPO with rewards of steps (Shao et al., 2024, section 4.1.3), discounted from turn to turn as in MT-GRPO
+    (Zeng et al., 2025, where γ weighs the outcome in the advantage of the turn before). With a reward for the last turn
+    alone and γ = 1 it is `group_standardised`. The standard deviation is the unbiased one; a group of one keeps its
+    rewards.
+
+    Args:
+      reward_QGK: float32[Q, G, K], of K turns of G samples of each of Q questions.
+      rewarded_QGK: bool[Q, G, K], the turns that have a reward: a trajectory's last, or all it has.
+      algorithm: γ is its discount.
+    Returns: float32[Q, G, K]; what stands behind a trajectory's last turn is 0.
+    """
+    reward_QGK = np.where(rewarded_QGK, np.float64(reward_QGK), 0.0)  # in float64 equal rewards give exactly 0
+    if reward_QGK.shape[1] > 1:
+        mean_and_std = {"axis": (1, 2), "keepdims": True, "where": rewarded_QGK}
+        difference_QGK = reward_QGK - np.mean(reward_QGK, **mean_and_std)
+        reward_QGK = difference_QGK / (np.std(reward_QGK, ddof=1, **mean_and_std) + EPSILON)
+        reward_QGK = np.where(rewarded_QGK, reward_QGK, 0.0)
+    advantage_QGK = np.zeros_like(reward_QGK)
+    after_QG = 0.0
+    for k in reversed(range(reward_QGK.shape[2])):
+        advantage_QGK[..., k] = after_QG = reward_QGK[..., k] + algorithm.discount * after_QG
+    return np.float32(advantage_QGK)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advantage:
+    """A way to estimate advantages: exactly one of three functions, and what it needs."""
+
+    # (reward_BT, value_BT, mask_BT, segment_BT, algorithm), as `gae`; then whitened, unless algorithm.whiten is False.
+    of_tokens: Callable[..., jax.Array] | None = None
+    of_trajectories: Callable[..., jax.Array] | None = None  # (reward_QG), as `group_mean`; turns' rewards are added up
+    of_turns: Callable[..., np.ndarray] | None = None  # (reward_QGK, rewarded_QGK, algorithm), as `turn_returns`
+    ignores: tuple[str, ...] = ()  # keys of the section `algorithm` that such a function is given and does not look at
+    needs_value: bool = False  # a value model, which learns to tell the returns: advantage + value
+    known_as: str = ""  # the algorithm that a policy is then said to be trained with
+
+    def __post_init__(self):
+        functions = [f for f in (self.of_tokens, self.of_trajectories, self.of_turns) if f is not None]
+        if len(functions) != 1 or (self.needs_value and self.of_tokens is None):
+            raise ValueError(
+                f"an Advantage with {len(functions)} functions and needs_value={self.needs_value} cannot be estimated;"
+                " give it one of of_tokens, of_trajectories and of_turns, and values to of_tokens alone"
+            )
+
+    @property
+    def of_groups(self) -> bool:
+        """Whether it compares the samples of a question, on the host, before log-probs are known."""
+        return self.of_tokens is None
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "gae": Advantage(of_tokens=gae, needs_value=True, known_as="PPO"),
+    "return": Advantage(of_tokens=returns, ignores=("gae_lambda",), known_as="REINFORCE++"),
+    "group_standardised": Advantage(of_trajectories=group_standardised, known_as="GRPO"),
+    "group_mean": Advantage(of_trajectories=group_mean, known_as="Dr. GRPO"),
+    "leave_one_out": Advantage(of_trajectories=leave_one_out, known_as="RLOO"),
+    "reward": Advantage(of_trajectories=plain, known_as="REINFORCE"),
+    "turn_returns": Advantage(of_turns=turn_returns, ignores=("gae_lambda",), known_as="GRPO with rewards of turns"),
 }
 
 
-def has_variance(reward_QG):
+def find(name: str) -> Advantage:
+    """The row of `algorithm.advantage`. Raises ValueError where there is none, or it is no `Advantage`."""
+    row = names.resolve(name, ADVANTAGES, "algorithm.advantage")
+    if not isinstance(row, Advantage):
+        raise ValueError(
+            f"algorithm.advantage names {name!r}, which is {row!r}; make it a learning.advantages.Advantage"
+        )
+    return row
+
+
+def has_variance(reward_QGK, rewarded_QGK):
     """Whether a question's rewards differ; where not, group advantages are 0 (DAPO, Yu et al., 2025).
 
-    False for a group of one. NaN differs from everything, so that it is never dropped unseen.
+    False for a group of one that is rewarded once. NaN differs from everything, so that it is never dropped unseen.
 
     Args:
-      reward_QG: float32[Q, G], G samples of each of Q questions.
+      reward_QGK, rewarded_QGK: as in `turn_returns`; K = 1 where whole trajectories are compared.
     Returns: bool[Q].
     """
-    return jnp.any(reward_QG != reward_QG[:, :1], axis=1)
+    first_Q = np.argmax(rewarded_QGK.reshape(len(rewarded_QGK), -1), axis=1)
+    first_Q11 = np.take_along_axis(reward_QGK.reshape(len(reward_QGK), -1), first_Q[:, None], axis=1)[..., None]
+    return np.any((reward_QGK != first_Q11) & rewarded_QGK, axis=(1, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -11,49 +10,48 @@ from typing import Sequence
 import numpy as np
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 
 _FINITE = ("policy/loss", "policy/gradient_norm", "value/loss", "value/gradient_norm")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Of a step's figures; 0 is no limit."""
-
-    kl: float  # nats a token, to the reference
-    entropy_low: float  # nats a token
-    entropy_high: float
-    gradient_norm: float  # of the policy, before clipping
-
-    def exceeded(self, values: dict[str, float]) -> list[str]:
-        """What is beyond its limit, in words."""
-        upper = {
-            "kl_to_reference": ("guard.kl", self.kl),
-            "policy/entropy": ("guard.entropy_high", self.entropy_high),
-            "policy/gradient_norm": ("guard.gradient_norm", self.gradient_norm),
-        }
-        found = [
-            f"{name} of {values[name]:.4g} is above {key} of {limit:g}"
-            for name, (key, limit) in upper.items()
-            if limit and values.get(name, 0.0) > limit
-        ]
-        entropy = values.get("policy/entropy", math.inf)
-        if entropy < self.entropy_low:
-            found.append(f"policy/entropy of {entropy:.4g} is below guard.entropy_low of {self.entropy_low:g}")
-        return found
+def exceeded(values: dict[str, float], guard: settings.Guard) -> list[str]:
+    """What of a step's figures is beyond its limit, in words."""
+    upper = {
+        "kl_to_reference": ("guard.kl", guard.kl),
+        "policy/entropy": ("guard.entropy_high", guard.entropy_high),
+        "policy/gradient_norm": ("guard.gradient_norm", guard.gradient_norm),
+    }
+    found = [
+        f"{name} of {values[name]:.4g} is above {key} of {limit:g}"
+        for name, (key, limit) in upper.items()
+        if limit and values.get(name, 0.0) > limit
+    ]
+    entropy = values.get("policy/entropy", math.inf)
+    if entropy < guard.entropy_low:
+        found.append(f"policy/entropy of {entropy:.4g} is below guard.entropy_low of {guard.entropy_low:g}")
+    return found
 
 
-def check_scores(trajectories: Sequence[types.Trajectory], scores: Sequence[float]) -> None:
-    """Refuses a reward that is no number, before anything is learned from it.
+def check_rewards(trajectories: Sequence[types.Trajectory], rewards: Sequence[types.Worth]) -> None:
+    """Refuses rewards that are no numbers or not one a turn, before anything is learned from them.
 
     Raises:
       FloatingPointError: naming the question and the value.
+      ValueError: naming the question, how many rewards there are and how many turns.
     """
-    for trajectory, score in zip(trajectories, scores, strict=True):
-        if not math.isfinite(score):
+    for trajectory, reward in zip(trajectories, rewards, strict=True):
+        of_whom = f"of question {trajectory.example.id!r}, sample {trajectory.sample}"
+        if not np.isfinite(reward).all():
             raise FloatingPointError(
-                f"the reward of question {trajectory.example.id!r}, sample {trajectory.sample}, is {score}; it has to"
-                " be a finite number: mend the function that config.reward names"
+                f"the reward {of_whom}, is {reward}; it has to be a finite number: mend the function that config.reward"
+                " names"
+            )
+        if np.ndim(reward) and np.shape(reward) != (trajectory.turn_count,):
+            raise ValueError(
+                f"{len(reward)} rewards {of_whom}, are not one for each of its {trajectory.turn_count} turns: mend the"
+                " function that config.reward names"
             )
 
 

@@ -1,5 +1,7 @@
 """Losses a token, what weighs them, and KL estimators. Pure functions of arrays of one shape, usually [B, T].
 
+A policy loss is a row of `POLICY_LOSSES`, a KL estimator one of `KL`, or a user's own of the same signature.
+
 None of them knows how losses are averaged. The caller zeroes log-probs, advantages and values outside the mask
 *before* it calls, and masks the result: a ratio that overflows there has a gradient of inf · 0, which no mask
 applied afterwards removes. What is given a mask needs no such care: nothing outside it reaches masked tokens.
@@ -7,11 +9,30 @@ applied afterwards removes. What is given a mask needs no such care: nothing out
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import dataclasses
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from searchr1_jax.core import names
+from searchr1_jax.core import settings
 
-def ppo_clip(logp, old_logp, advantage, *, clip_low, clip_high, dual_clip):
+
+class Written(NamedTuple):
+    """What a policy loss is of; each [B, T], and zero outside the mask where it is a float32."""
+
+    logp: jax.Array  # float32, of the policy that learns: the one with a gradient
+    old_logp: jax.Array  # float32, of the policy before the rollout's updates
+    behaviour_logp: jax.Array  # float32, that the sampler gave
+    advantage: jax.Array  # float32
+    mask: jax.Array  # bool, the tokens to learn from
+    segment: jax.Array  # int32, trajectories of a packed row
+    turn: jax.Array  # int32, the turn that wrote the token, -1 outside the mask
+
+
+def ppo_clip(written: Written, algorithm: settings.Algorithm):
     """PPO's clipped surrogate as a loss (Schulman et al., 2017, eq. 7), and where clipping took the gradient.
 
     ρ = π(t) / π_old(t)        loss = −min(ρ A, clamp(ρ, 1 − ε_low, 1 + ε_high) A)
@@ -20,23 +41,14 @@ def ppo_clip(logp, old_logp, advantage, *, clip_low, clip_high, dual_clip):
     no more than that. ε_high > ε_low is DAPO's "clip-higher" (Yu et al., 2025).
 
     Args:
-      dual_clip: c, more than 1; 0 for none. A Python number.
-    Returns: the loss and bool "clipped", both of the shape of `logp`. Where it is clipped the gradient is exactly 0,
-      also where ρ overflows.
+      algorithm: ε_low is its clip_low, ε_high its clip_high, c its dual_clip: more than 1, or 0 for none.
+    Returns: the loss and bool "clipped", each [B, T]. Where it is clipped the gradient is exactly 0, also where ρ
+      overflows.
     """
-    difference = logp - old_logp
-    ratio = jnp.exp(jax.lax.stop_gradient(difference))
-    bounded = jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage
-    clipped = bounded < ratio * advantage
-    constant = bounded
-    if dual_clip:
-        beyond = (advantage < 0) & (ratio > dual_clip)
-        clipped, constant = clipped | beyond, jnp.where(beyond, dual_clip * advantage, bounded)
-    moving = jnp.exp(jnp.where(clipped, 0.0, difference)) * advantage
-    return -jnp.where(clipped, jax.lax.stop_gradient(constant), moving), clipped
+    return _clip(written.logp - written.old_logp, written.advantage, algorithm, dual_clip=algorithm.dual_clip)
 
 
-def gspo_clip(logp, old_logp, advantage, mask, segment, *, clip_low, clip_high):
+def gspo_clip(written: Written, algorithm: settings.Algorithm):
     """PPO's loss with the ratio of a whole trajectory at each of its tokens (GSPO-token, Zheng et al., 2025).
 
     sᵢ = exp(mean over trajectory i's masked tokens of log π/π_old)        ρ(t) = sg[sᵢ] · π(t) / sg[π(t)]
@@ -45,13 +57,51 @@ def gspo_clip(logp, old_logp, advantage, mask, segment, *, clip_low, clip_high):
     −min(sᵢ A, clamp(sᵢ) A). The ratio's bounds are those of a geometric mean, thus far closer to 1 than PPO's.
 
     Args:
-      logp, old_logp, advantage: float32[B, T].
-      mask, segment: as in `segment_mean`.
+      algorithm: as for `ppo_clip`, without a dual clip.
     Returns: the loss and bool "clipped", as `ppo_clip`.
     """
-    of_trajectory = jax.lax.stop_gradient(segment_mean(logp - old_logp, mask, segment))
+    logp, mask = written.logp, written.mask
+    of_trajectory = jax.lax.stop_gradient(segment_mean(logp - written.old_logp, mask, written.segment))
     log_ratio = of_trajectory + jnp.where(mask, logp - jax.lax.stop_gradient(logp), 0.0)
-    return ppo_clip(log_ratio, 0.0, advantage, clip_low=clip_low, clip_high=clip_high, dual_clip=0)
+    return _clip(log_ratio, written.advantage, algorithm, dual_clip=0)
+
+
+def _clip(log_ratio, advantage, algorithm: settings.Algorithm, *, dual_clip: float):
+    """The clipped surrogate of any ratio."""
+    ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
+    bounded = jnp.clip(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantage
+    clipped = bounded < ratio * advantage
+    constant = bounded
+    if dual_clip:
+        beyond = (advantage < 0) & (ratio > dual_clip)
+        clipped, constant = clipped | beyond, jnp.where(beyond, dual_clip * advantage, bounded)
+    moving = jnp.exp(jnp.where(clipped, 0.0, log_ratio)) * advantage
+    return -jnp.where(clipped, jax.lax.stop_gradient(constant), moving), clipped
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyLoss:
+    """A policy loss and what it makes of the settings."""
+
+    of_tokens: Callable[[Written, settings.Algorithm], tuple[jax.Array, jax.Array]]  # loss and "clipped", each [B, T]
+    ignores: tuple[str, ...] = ()  # keys of the section `algorithm` that it does not look at
+    known_as: str = ""  # the algorithm that it makes of others; empty: they keep their names
+
+
+POLICY_LOSSES: dict[str, PolicyLoss] = {
+    "ppo_clip": PolicyLoss(of_tokens=ppo_clip),
+    "gspo_clip": PolicyLoss(of_tokens=gspo_clip, ignores=("dual_clip",), known_as="GSPO"),
+}
+
+
+def find_policy_loss(name: str) -> PolicyLoss:
+    """The row of `algorithm.policy_loss`. Raises ValueError where there is none, or it is no `PolicyLoss`."""
+    row = names.resolve(name, POLICY_LOSSES, "algorithm.policy_loss")
+    if not isinstance(row, PolicyLoss):
+        raise ValueError(
+            f"algorithm.policy_loss names {name!r}, which is {row!r}; make it a learning.losses.PolicyLoss"
+        )
+    return row
 
 
 def segment_mean(x_BT, mask_BT, segment_BT):
@@ -129,6 +179,11 @@ def kl_k3(logp, reference_logp):
 
 
 KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+def find_kl(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The function of `algorithm.kl_estimator`. Raises ValueError where there is none."""
+    return names.resolve(name, KL, "algorithm.kl_estimator")
 
 
 def masked_sum(x, mask) -> jax.Array:

@@ -9,35 +9,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019) and its schedule, which counts steps: rollouts, not updates."""
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) and its schedule, which counts steps: rollouts, or updates of `sft`."""
 
-    learning_rate: float  # after warm-up
-    warmup_steps: int  # linear from 0
-    final_lr_fraction: float  # of the learning rate, reached linearly at the last step; 1 is constant
+    settings: settings_lib.Optimizer
     total_steps: int
-    b1: float
-    b2: float
-    weight_decay: float
-    max_gradient_norm: float
 
     def transformation(self) -> optax.GradientTransformation:
         """Gradient to step of size 1; `learning_rate_at` scales it."""
+        c = self.settings
         return optax.chain(
-            optax.clip_by_global_norm(self.max_gradient_norm),
-            optax.scale_by_adam(b1=self.b1, b2=self.b2),
-            optax.add_decayed_weights(self.weight_decay),
+            optax.clip_by_global_norm(c.max_gradient_norm),
+            optax.scale_by_adam(b1=c.b1, b2=c.b2),
+            optax.add_decayed_weights(c.weight_decay),
         )
 
     def learning_rate_at(self, step: jax.Array) -> jax.Array:
         """float32[], the learning rate of a step counted from 0."""
-        warm = jnp.minimum(1.0, (step + 1) / max(1, self.warmup_steps))
-        cooled = 1.0 - (1.0 - self.final_lr_fraction) * step / max(1, self.total_steps - 1)
-        return self.learning_rate * warm * cooled
+        c = self.settings
+        warm = jnp.minimum(1.0, (step + 1) / max(1, c.warmup_steps))
+        cooled = 1.0 - (1.0 - c.final_lr_fraction) * step / max(1, self.total_steps - 1)
+        return c.learning_rate * warm * cooled
 
     def apply(
         self, gradient: Any, state: optax.OptState, params: Any, step: jax.Array, scale: float | jax.Array = 1.0

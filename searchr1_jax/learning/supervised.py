@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
 from searchr1_jax.learning import losses
 from searchr1_jax.learning import optimizer
@@ -25,20 +26,15 @@ class SupervisedState(NamedTuple):
 class SupervisedLearner:
     """loss = −Σ wₜ log π(t) / Σ wₜ over the tokens that the mask calls the policy's."""
 
-    def __init__(
-        self,
-        model: model_config.ModelConfig,
-        config: optimizer.OptimizerConfig,
-        *,
-        compute: decoder.Compute,
-        vocab_chunk: int,
-    ):
-        self._config, self._graph = config, decoder.abstract(decoder.Policy, model)[0]
+    def __init__(self, model: model_config.ModelConfig, settings: settings_lib.Settings, *, total_steps: int):
+        self._optimizer = optimizer.AdamW(settings.sft.optimizer, total_steps)
+        self._graph, _ = decoder.abstract(decoder.Policy, model)
+        compute, vocab_chunk = decoder.Compute.of(settings.model), settings.learner.vocab_chunk
         self._options = {"compute": compute, "temperature": 1.0, "vocab_chunk": vocab_chunk}
         self._update = jax.jit(self._update_program, donate_argnums=0)
 
     def init(self, policy: decoder.Params) -> SupervisedState:
-        return SupervisedState(policy, jax.jit(self._config.transformation().init)(policy))
+        return SupervisedState(policy, jax.jit(self._optimizer.transformation().init)(policy))
 
     def update(self, state: SupervisedState, batch: types.Batch, step: int):
         """The next state and statistics; `state` is donated. `step` counts updates from 0."""
@@ -55,5 +51,5 @@ class SupervisedLearner:
 
         gradient, statistics = optimizer.accumulate(loss, state.policy, batch)
         statistics["gradient_norm"] = optax.tree.norm(gradient)
-        statistics["learning_rate"] = self._config.learning_rate_at(step)
-        return SupervisedState(*self._config.apply(gradient, state.optimizer, state.policy, step)), statistics
+        statistics["learning_rate"] = self._optimizer.learning_rate_at(step)
+        return SupervisedState(*self._optimizer.apply(gradient, state.optimizer, state.policy, step)), statistics

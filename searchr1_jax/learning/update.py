@@ -12,7 +12,6 @@ Losses are sums weighted by `batch.weight`, so nothing depends on how a mini-bat
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, Callable, NamedTuple, Sequence
 
 import jax
@@ -21,62 +20,13 @@ import numpy as np
 import optax
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
 from searchr1_jax.learning import advantages
 from searchr1_jax.learning import losses
 from searchr1_jax.learning import optimizer
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
-
-TOKENWISE = ("gae", "return")  # advantages of single tokens; the others are a whole trajectory's
-ADVANTAGES = (*TOKENWISE, *advantages.GROUPED)
-POLICY_LOSSES = ("ppo_clip", "gspo_clip")
-KL_PLACES = ("reward", "loss")
-OFFLOADABLE = ("reference", "optimizer")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class UpdateConfig:
-    """The algorithm and its constants."""
-
-    advantage: str  # of ADVANTAGES; "gae" brings a value model
-    discount: float  # γ
-    gae_lambda: float  # λ
-    whiten: bool  # tokenwise advantages, once a rollout
-    mask_estimates: bool  # False: GAE, whitening and the value loss see all that follows the prompts
-    policy_loss: str  # of POLICY_LOSSES
-    clip_low: float  # the policy's ratio counts from 1 - clip_low …
-    clip_high: float  # … to 1 + clip_high
-    dual_clip: float  # of PPO's loss where the advantage is negative; 0: none
-    importance_cap: float  # of the truncated ratio of learner to sampler that weighs a token; 0: no such weight
-    value_clip: float
-    has_reference: bool
-    kl_in: str  # of KL_PLACES
-    kl_estimator: str  # of losses.KL
-    entropy_coefficient: float
-    value_warmup_steps: int  # first rollouts that train the value model only
-    temperature: float  # of the distribution that log-probs are of; the rollout's
-    vocab_chunk: int
-    offload: tuple[str, ...]  # of OFFLOADABLE: what waits in the host's memory between its uses
-    compute: decoder.Compute
-    policy_optimizer: optimizer.OptimizerConfig
-    value_optimizer: optimizer.OptimizerConfig
-
-    def __post_init__(self):
-        for name, value, choices in (
-            ("advantage", self.advantage, ADVANTAGES),
-            ("policy_loss", self.policy_loss, POLICY_LOSSES),
-            ("kl_in", self.kl_in, KL_PLACES),
-            ("kl_estimator", self.kl_estimator, tuple(losses.KL)),
-        ):
-            if value not in choices:
-                raise ValueError(f"algorithm.{name} is {value!r}; choose from {list(choices)}")
-        if unknown := set(self.offload) - set(OFFLOADABLE):
-            raise ValueError(f"learner.offload names {sorted(unknown)}; choose from {list(OFFLOADABLE)}")
-
-    @property
-    def has_value_model(self) -> bool:
-        return self.advantage == "gae"
 
 
 class TrainState(NamedTuple):
@@ -104,10 +54,31 @@ class Targets(NamedTuple):
 
 
 class Learner:
-    """The three programs for one model and one algorithm."""
+    """The three programs for one model and one algorithm.
 
-    def __init__(self, model: model_config.ModelConfig, config: UpdateConfig):
-        self.config = config
+    Attributes:
+      settings: of the run; sections algorithm, learner, model, policy and value are heeded, and rollout.temperature.
+      has_reference, has_value_model: which models there are beside the policy.
+      policy_optimizer, value_optimizer: their steps are rollouts.
+    Raises:
+      ValueError: where a name of the settings is unknown, or a micro-batch's rows do not divide over the mesh.
+    """
+
+    def __init__(self, model: model_config.ModelConfig, settings: settings_lib.Settings):
+        rows, shards = settings.learner.micro_batch_rows, parallel.axis_size("batch")
+        if rows % shards:
+            raise ValueError(
+                f"learner.micro_batch_rows of {rows} does not divide over {shards} shards (mesh.data x mesh.fsdp); use"
+                " a multiple of it"
+            )
+        self.settings, a = settings, settings.algorithm
+        self._advantage, self._policy_loss = advantages.find(a.advantage), losses.find_policy_loss(a.policy_loss)
+        self._kl = losses.find_kl(a.kl_estimator)
+        self.has_reference, self.has_value_model = a.kl_coefficient > 0, self._advantage.needs_value
+        self.policy_optimizer, self.value_optimizer = (
+            optimizer.AdamW(section, settings.learner.steps) for section in (settings.policy, settings.value)
+        )
+        self._compute = decoder.Compute.of(settings.model)
         self._policy_graph, _ = decoder.abstract(decoder.Policy, model)
         self._value_graph, _ = decoder.abstract(decoder.Value, model)
         self._score = jax.jit(self._score_program)
@@ -117,7 +88,7 @@ class Learner:
     @property
     def compiled(self) -> int:
         """Programs compiled so far; constant after the first step."""
-        return self._score._cache_size() + self._estimate._cache_size() + self._update._cache_size()
+        return parallel.compiled(self._score, self._estimate, self._update)
 
     def init(self, policy: decoder.Params, value: decoder.Params | None) -> TrainState:
         """A state around these weights, with fresh optimizers; `value` is None without a value model.
@@ -125,17 +96,16 @@ class Learner:
         Raises:
           ValueError: where an optimizer is to wait in a host memory that there is not.
         """
-        start = lambda config, params: None if params is None else jax.jit(config.transformation().init)(params)
-        c = self.config
-        optimizers = start(c.policy_optimizer, policy), start(c.value_optimizer, value)
+        start = lambda adam, params: None if params is None else jax.jit(adam.transformation().init)(params)
+        optimizers = start(self.policy_optimizer, policy), start(self.value_optimizer, value)
         return self._optimizers_wait(TrainState(policy, optimizers[0], value, optimizers[1]))
 
     def keep(self, reference: decoder.Params) -> decoder.Params:
         """The reference where it waits for `score`."""
-        return parallel.in_host_memory(reference) if "reference" in self.config.offload else reference
+        return parallel.in_host_memory(reference) if "reference" in self.settings.learner.offload else reference
 
     def score(self, state: TrainState, reference: decoder.Params | None, batch: types.Batch) -> Scores:
-        if "reference" in self.config.offload:
+        if "reference" in self.settings.learner.offload:
             reference = parallel.in_device_memory(reference)
         return self._score(state.policy, reference, state.value, batch)
 
@@ -150,7 +120,7 @@ class Learner:
         """Targets of all mini-batches of a rollout together, and statistics of the rollout.
 
         Args:
-          group_advantages: float32[M, B, T] for each mini-batch, where the advantage is a trajectory's.
+          group_advantages: float32[M, B, T] for each mini-batch, where they are estimated within groups.
           kl_coefficient: β; traced.
         """
         return self._estimate(list(batches), list(scores), group_advantages, np.float32(kl_coefficient))
@@ -174,29 +144,26 @@ class Learner:
           rate_scale: of both learning rates.
         """
         scalars = np.int32(step), np.float32(kl_coefficient), np.float32(rate_scale)
-        if "optimizer" in self.config.offload:
+        if "optimizer" in self.settings.learner.offload:
             state = _move_optimizers(state, parallel.in_device_memory)
         state, statistics = self._update(state, batch, scores, targets, *scalars)
         return self._optimizers_wait(state), statistics
 
     def _optimizers_wait(self, state: TrainState) -> TrainState:
-        if "optimizer" in self.config.offload:
+        if "optimizer" in self.settings.learner.offload:
             return _move_optimizers(state, parallel.in_host_memory)
         return state
 
     # The programs.
 
     def _policy_statistics(self, params, b: types.Batch):
-        c = self.config
-        return decoder.bind(self._policy_graph, params).token_statistics(
-            b.tokens, b.position, b.segment,
-            c.compute, temperature=c.temperature, vocab_chunk=c.vocab_chunk,
-        )  # fmt: skip
+        options = {"temperature": self.settings.rollout.temperature, "vocab_chunk": self.settings.learner.vocab_chunk}
+        policy = decoder.bind(self._policy_graph, params)
+        return policy.token_statistics(b.tokens, b.position, b.segment, self._compute, **options)
 
     def _values(self, params, b: types.Batch):
-        c = self.config
         model = decoder.bind(self._value_graph, params)
-        return model(b.tokens, b.position, b.segment, c.compute)
+        return model(b.tokens, b.position, b.segment, self._compute)
 
     def _score_program(self, policy, reference, value, batch: types.Batch) -> Scores:
         arrays = dataclasses.replace(batch, micro_batches=batch.tokens)
@@ -216,10 +183,10 @@ class Learner:
         return jax.lax.fori_loop(0, batch.micro_batches, one, Scores(zeros, zeros, zeros))
 
     def _estimate_program(self, batches, scores, group_advantages, kl_coefficient):
-        c = self.config
+        a = self.settings.algorithm
         stack = lambda field, records: jnp.stack([getattr(r, field) for r in records])  # [U, M, B, T]
         mask, reward = stack("policy_mask", batches), stack("reward", batches)
-        estimated = mask if c.mask_estimates else stack("response", batches)
+        estimated = mask if a.mask_estimates else stack("response", batches)
         logp, value = stack("logp", scores), stack("value", scores)
         sampled = stack("sampled", batches)
         gap = jnp.where(sampled, jnp.abs(logp - stack("behaviour_logp", batches)), 0.0)
@@ -230,96 +197,85 @@ class Learner:
             "sampler_gap/mean": jnp.sum(gap) / jnp.maximum(jnp.sum(sampled), 1),
             "policy_tokens": count,
         }
-        if c.has_reference:
+        if self.has_reference:
             reference_logp = stack("reference_logp", scores)
             statistics["kl_to_reference"] = mean(losses.kl_k1(logp, reference_logp))
-            if c.kl_in == "reward":
-                reward = reward - kl_coefficient * losses.KL[c.kl_estimator](logp, reference_logp)
+            if a.kl_in == "reward":
+                reward = reward - kl_coefficient * self._kl(logp, reference_logp)
         returns = jnp.zeros_like(reward)
-        if c.advantage in TOKENWISE:
-            estimate = functools.partial(advantages.returns, discount=c.discount)
-            arrays = reward, estimated, stack("segment", batches)
-            if c.has_value_model:
-                estimate = functools.partial(advantages.gae, discount=c.discount, gae_lambda=c.gae_lambda)
-                arrays = reward, value, estimated, stack("segment", batches)
-            advantage = jax.vmap(jax.vmap(estimate))(*arrays)
-            if c.has_value_model:
+        if self._advantage.of_groups:
+            advantage = jnp.stack(group_advantages)
+        else:
+            estimate = lambda *arrays: self._advantage.of_tokens(*arrays, a)
+            advantage = jax.vmap(jax.vmap(estimate))(reward, value, estimated, stack("segment", batches))
+            if self.has_value_model:
                 returns = jnp.where(estimated, advantage + value, 0.0)
                 residual = mean(jnp.square(returns - value), estimated)
                 spread = mean(jnp.square(returns - mean(returns, estimated)), estimated)
                 statistics["value/explained_variance"] = 1 - residual / jnp.maximum(spread, 1e-8)
                 statistics["value/mean"] = mean(value)
-            if c.whiten:
+            if a.whiten:
                 advantage = advantages.whiten(advantage, estimated)
-        else:
-            advantage = jnp.stack(group_advantages)
         advantage = jnp.where(mask, advantage, 0.0)
         return [Targets(advantage[u], returns[u]) for u in range(len(batches))], statistics
 
-    def _policy_loss(self, params, b: types.Batch, s: Scores, t: Targets, count, kl_coefficient):
+    def _loss_of_policy(self, params, b: types.Batch, s: Scores, t: Targets, count, kl_coefficient):
         """The loss of a micro-batch, and statistics that add up to means over the mini-batch's tokens."""
-        c = self.config
+        a = self.settings.algorithm
         mean = lambda x: losses.masked_sum(x, b.policy_mask) / count
         weighted = lambda x: losses.masked_sum(b.weight * x, b.policy_mask)
         behaviour = jnp.where(b.sampled, b.behaviour_logp, s.logp)  # nobody sampled the environment's tokens
         logp, entropy = self._policy_statistics(params, b)
         (logp, entropy), s, t, behaviour = _within(b.policy_mask, ((logp, entropy), s, t, behaviour))
-        if c.policy_loss == "gspo_clip":
-            surrogate, clipped = losses.gspo_clip(
-                logp, s.logp, t.advantage, b.policy_mask, b.segment, clip_low=c.clip_low, clip_high=c.clip_high
-            )
-        else:
-            surrogate, clipped = losses.ppo_clip(
-                logp, s.logp, t.advantage, clip_low=c.clip_low, clip_high=c.clip_high, dual_clip=c.dual_clip
-            )
+        written = losses.Written(logp, s.logp, behaviour, t.advantage, b.policy_mask, b.segment, b.turn)
+        surrogate, clipped = self._policy_loss.of_tokens(written, a)
         statistics = {
             "policy/entropy": mean(entropy),
             "policy/clipped": mean(clipped.astype(jnp.float32)),
             "policy/approximate_kl": mean(losses.kl_k3(s.logp, logp)),
             "policy/ratio_beyond_2": mean((jnp.abs(logp - s.logp) > np.log(2)).astype(jnp.float32)),
         }
-        if c.importance_cap:
-            weight = losses.truncated_importance(s.logp, behaviour, cap=c.importance_cap)
+        if a.importance_cap:
+            weight = losses.truncated_importance(s.logp, behaviour, cap=a.importance_cap)
             surrogate = weight * surrogate
             statistics["policy/importance"] = mean(weight)
         statistics["policy/loss"] = weighted(surrogate)
-        loss = statistics["policy/loss"] - c.entropy_coefficient * weighted(entropy)
-        if c.has_reference and c.kl_in == "loss":
-            loss += kl_coefficient * weighted(losses.KL[c.kl_estimator](logp, s.reference_logp))
+        loss = statistics["policy/loss"] - a.entropy_coefficient * weighted(entropy)
+        if self.has_reference and a.kl_in == "loss":
+            loss += kl_coefficient * weighted(self._kl(logp, s.reference_logp))
         return loss, statistics
 
-    def _value_loss(self, params, b: types.Batch, s: Scores, t: Targets, mask, count):
+    def _loss_of_value(self, params, b: types.Batch, s: Scores, t: Targets, mask, count):
         value, s, t = _within(mask, (self._values(params, b), s, t))
-        error = losses.clipped_value(value, s.value, t.returns, clip=self.config.value_clip)
+        error = losses.clipped_value(value, s.value, t.returns, clip=self.settings.algorithm.value_clip)
         loss = losses.masked_sum(error, mask) / count
         return loss, {"value/loss": loss}
 
     def _update_program(self, state: TrainState, batch, scores, targets, step, kl_coefficient, rate_scale):
-        c = self.config
         count_in = lambda mask: jnp.maximum(jnp.sum(mask), 1)
         count = count_in(batch.policy_mask)
 
         def policy_loss(params, b, s: Scores, t: Targets):
-            return self._policy_loss(params, b, s, t, count, kl_coefficient)
+            return self._loss_of_policy(params, b, s, t, count, kl_coefficient)
 
         gradient, statistics = optimizer.accumulate(policy_loss, state.policy, batch, scores, targets)
         statistics["policy/gradient_norm"] = optax.tree.norm(gradient)
-        statistics["policy/learning_rate"] = rate_scale * c.policy_optimizer.learning_rate_at(step)
-        new = c.policy_optimizer.apply(gradient, state.policy_optimizer, state.policy, step, rate_scale)
-        learn = step >= (c.value_warmup_steps if c.has_value_model else 0)
+        statistics["policy/learning_rate"] = rate_scale * self.policy_optimizer.learning_rate_at(step)
+        new = self.policy_optimizer.apply(gradient, state.policy_optimizer, state.policy, step, rate_scale)
+        learn = step >= (self.settings.learner.value_warmup_steps if self.has_value_model else 0)
         old = state.policy, state.policy_optimizer
         policy, policy_optimizer = jax.tree.map(lambda n, o: jnp.where(learn, n, o), new, old)
         state = state._replace(policy=policy, policy_optimizer=policy_optimizer)
-        if c.has_value_model:
-            estimated = lambda b: b.policy_mask if c.mask_estimates else b.response
+        if self.has_value_model:
+            estimated = lambda b: b.policy_mask if self.settings.algorithm.mask_estimates else b.response
             value_count = count_in(estimated(batch))
 
             def value_loss(params, b, s: Scores, t: Targets):
-                return self._value_loss(params, b, s, t, estimated(b), value_count)
+                return self._loss_of_value(params, b, s, t, estimated(b), value_count)
 
             gradient, value_statistics = optimizer.accumulate(value_loss, state.value, batch, scores, targets)
             statistics |= value_statistics | {"value/gradient_norm": optax.tree.norm(gradient)}
-            value, value_optimizer = c.value_optimizer.apply(
+            value, value_optimizer = self.value_optimizer.apply(
                 gradient, state.value_optimizer, state.value, step, rate_scale
             )
             state = state._replace(value=value, value_optimizer=value_optimizer)

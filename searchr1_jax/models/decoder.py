@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.models import attention
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import layers
@@ -37,6 +38,13 @@ class Compute:
     dtype: jnp.dtype  # of weights in use and activations; norms, logits and softmaxes are float32
     remat: bool  # keep only the layers' inputs for the backward pass and compute the rest again
     attention: str  # over packed rows: "auto" or a key of `attention.KERNELS`
+
+    @classmethod
+    def of(cls, model: settings.Model) -> Compute:
+        """As the learner's settings say. Raises ValueError for an attention that there is not."""
+        dtype = jnp.dtype(model.compute_dtype)
+        attention.choose(model.attention, dtype)  # now, before there is work to lose
+        return cls(dtype=dtype, remat=model.remat, attention=model.attention)
 
 
 def _normal(fan_in: int):

@@ -228,14 +228,15 @@ class Run:
                 self.turn_ended(episode, int(decoded.status[slot]))
 
     def turn_ended(self, episode: _Episode, status: int) -> None:
-        text = self.tokenizer.decode(episode.tokens[episode.turn_start :])
+        written = episode.tokens[episode.turn_start :]
+        text, count = self.tokenizer.decode(written), len(written)
         if status == programs.CONTEXT_FULL:
-            episode.turns.append(types.Turn(text=text, event=text_protocol.TRUNCATED))
+            episode.turns.append(types.Turn(text=text, event=text_protocol.TRUNCATED, tokens=count))
             self.finish(episode, "length")
             return
         episode.eos_dropped += status == programs.EOS
         outcome = self.environment.act(text, self.limits.max_turns - len(episode.turns))
-        episode.turns.append(types.Turn(text=text, event=outcome.event, content=outcome.content))
+        episode.turns.append(types.Turn(text=text, event=outcome.event, content=outcome.content, tokens=count))
         if outcome.stop:
             self.finish(episode, outcome.stop)
         elif outcome.reply:

@@ -9,7 +9,7 @@ others finish, and the exchange tells all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 import time
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from searchr1_jax.rollout import environment
 from searchr1_jax.rollout import episodes
 from searchr1_jax.rollout import sampling
 from searchr1_jax.run import metrics
+from searchr1_jax.text import rewards
 
 
 class RewardError(RuntimeError):
@@ -32,8 +33,8 @@ FAILURES = (environment.ToolError, RewardError)  # that end a rollout, after wha
 class Rewarded(NamedTuple):
     """What an episode is worth."""
 
-    reward: float
-    parts: Mapping[str, float]  # each of the rewards that it is made of, before it is weighted
+    reward: types.Worth
+    parts: Mapping[str, types.Worth]  # each of the rewards that it is made of, before it is weighted
 
 
 class Answered(NamedTuple):
@@ -52,7 +53,7 @@ def answer(
     tasks: Sequence[episodes.Task],
     decoding: sampling.Decoding,
     *,
-    reward: Callable[[types.Trajectory], Rewarded] | None = None,
+    reward: rewards.WeightedSum | None = None,
     reward_threads: int = 1,
     seed: int,
     step: int,
@@ -73,7 +74,7 @@ def answer(
     ):
         try:
             for trajectory in rollout.run(mine, decoding, seed=seed, step=step):
-                finished.append((trajectory, reward and pool.submit(reward, trajectory)))
+                finished.append((trajectory, reward and pool.submit(_rewarded, reward, trajectory)))
                 searches, tokens = searches + trajectory.searches, tokens + int(trajectory.sampled.sum())
                 rate = tokens / (time.perf_counter() - began)
                 progress.advance(f"{searches} searches, {rate:.0f} tokens/s")
@@ -104,6 +105,11 @@ def answer(
             "rollout/slowest_over_mean": slowest * len(shares) / sum(share.seconds for share in shares),
         },
     )
+
+
+def _rewarded(reward: rewards.WeightedSum, trajectory: types.Trajectory) -> Rewarded:
+    parts = reward.parts(trajectory)
+    return Rewarded(reward.total(parts), parts)
 
 
 class _Share(NamedTuple):

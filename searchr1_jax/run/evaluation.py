@@ -111,7 +111,7 @@ def evaluate(
     return summarise(trajectories, split=split, decoding=name), trajectories
 
 
-def trajectory_row(trajectory: types.Trajectory, reward: float | None) -> dict[str, Any]:
+def trajectory_row(trajectory: types.Trajectory, reward: types.Worth | None) -> dict[str, Any]:
     """A trajectory as a JSON object: texts for people, ids and mask for programs."""
     return {
         "id": trajectory.example.id,
@@ -119,7 +119,8 @@ def trajectory_row(trajectory: types.Trajectory, reward: float | None) -> dict[s
         "question": trajectory.example.question,
         "golden_answers": list(trajectory.example.golden_answers),
         "answer": trajectory.answer,
-        "reward": reward,
+        "reward": None if reward is None else rewards.amount(reward),
+        **({} if np.ndim(reward or 0) == 0 else {"turn_rewards": list(reward)}),
         "stop_reason": trajectory.stop_reason,
         "turns": [{"text": t.text, "event": t.event, "content": t.content, "reply": t.reply} for t in trajectory.turns],
         "tokens": trajectory.tokens.tolist(),
@@ -137,8 +138,8 @@ def describe(trajectories: Sequence[types.Trajectory], worths: Sequence[acting.R
     mean = lambda values: float(np.mean(list(values)))
     turns, called = [turn for t in trajectories for turn in t.turns], trajectories[0].tools
     return {
-        "reward": mean(worth.reward for worth in worths),
-        **{f"reward/{name}": mean(worth.parts[name] for worth in worths) for name in worths[0].parts},
+        "reward": mean(rewards.amount(worth.reward) for worth in worths),
+        **{f"reward/{name}": mean(rewards.amount(w.parts[name]) for w in worths) for name in worths[0].parts},
         "exact_match": mean(map(exact_match, trajectories)),
         "searches": mean(t.searches for t in trajectories),
         "repeated_queries": mean(map(rewards.repeated_queries, trajectories)),
@@ -153,7 +154,7 @@ def describe(trajectories: Sequence[types.Trajectory], worths: Sequence[acting.R
 
 
 def keep_interrupted(
-    path: pathlib.Path, trajectories: Sequence[types.Trajectory], worths: Sequence[float | None]
+    path: pathlib.Path, trajectories: Sequence[types.Trajectory], worths: Sequence[types.Worth | None]
 ) -> None:
     """Writes what was finished when a tool failed for good, and says where it is."""
     write_trajectories(path, trajectories, worths)
@@ -161,7 +162,7 @@ def keep_interrupted(
 
 
 def write_trajectories(
-    path: pathlib.Path, trajectories: Sequence[types.Trajectory], worths: Sequence[float | None]
+    path: pathlib.Path, trajectories: Sequence[types.Trajectory], worths: Sequence[types.Worth | None]
 ) -> None:
     """One trajectory a line, each with its reward."""
     rows = (trajectory_row(t, worth) for t, worth in zip(trajectories, worths, strict=True))

@@ -6,6 +6,8 @@ import json
 import pathlib
 
 from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.learning import advantages
+from searchr1_jax.learning import losses
 from searchr1_jax.run import progress
 from searchr1_jax.text import protocol
 
@@ -68,5 +70,6 @@ def text(workdir: pathlib.Path, settings: settings_lib.Settings, about: progress
 
 
 def algorithm(c: settings_lib.Algorithm) -> str:
-    """The algorithm that was used, in words."""
-    return f"{c.advantage} with {c.policy_loss}"
+    """What the algorithm is known as; that of a row of the user's own, which need not be at hand here, by its name."""
+    known_as = lambda table, name: table[name].known_as if name in table else name
+    return known_as(losses.POLICY_LOSSES, c.policy_loss) or known_as(advantages.ADVANTAGES, c.advantage)

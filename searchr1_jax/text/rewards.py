@@ -1,11 +1,12 @@
 """What an episode is worth: pure measures of an answer, and the rewards made of them.
 
     answer, golden answers ─ exact_match, sub_exact_match, token_f1 ─▶ float
-    Trajectory ─ a reward of REWARDS, or the user's own ─▶ float
+    Trajectory ─ a reward of REWARDS, or the user's own ─▶ a number, or one for each turn
     names and weights of a config ─ resolve ─▶ WeightedSum, the reward of a run and its parts
 
-A reward is any function `types.Trajectory -> float`. The config names it: a key of `REWARDS` or
-`package.module:function`, which `resolve` turns into the function once, in the entry point.
+A reward is any function of a `types.Trajectory` that returns a number, which is what the whole is worth and counts for
+its last turn, or a sequence of numbers, one for each turn. Settings name it: a key of `REWARDS` or
+`package.module:function`, which `resolve` turns into the function once.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import operator
 import re
 import string
 
+import numpy as np
+
 from searchr1_jax.core import names
 from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.text import protocol
 
-Reward = Callable[[types.Trajectory], float]
+Reward = Callable[[types.Trajectory], types.Worth]
 Measure = Callable[[str | None, Sequence[str]], float]
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -174,6 +177,11 @@ REWARDS: dict[str, Reward] = {
 }
 
 
+def amount(worth: types.Worth) -> float:
+    """What a reward comes to: the number itself, or the sum over the turns."""
+    return float(np.sum(worth))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightedSum:
     """The reward of a run: Σ weight · part, over the same names in both fields."""
@@ -181,16 +189,38 @@ class WeightedSum:
     rewards: Mapping[str, Reward]
     weights: Mapping[str, float]
 
-    def parts(self, trajectory: types.Trajectory) -> dict[str, float]:
-        """What each reward gives, by its name and before it is weighted."""
-        return {name: float(reward(trajectory)) for name, reward in self.rewards.items()}
+    def parts(self, trajectory: types.Trajectory) -> dict[str, types.Worth]:
+        """What each reward gives, by its name and before it is weighted.
 
-    def total(self, parts: Mapping[str, float]) -> float:
-        """The reward that `parts` add up to."""
-        return sum(weight * parts[name] for name, weight in self.weights.items())
+        Raises:
+          ValueError: naming the reward that gives other than one number for each turn.
+        """
+        parts = {name: _plain(reward(trajectory)) for name, reward in self.rewards.items()}
+        turns = trajectory.turn_count
+        for name, part in parts.items():
+            if isinstance(part, tuple) and len(part) != turns:
+                raise ValueError(
+                    f"reward {name!r} gives {len(part)} numbers for the {turns} turns of question"
+                    f" {trajectory.example.id!r}, sample {trajectory.sample}; give one for each turn, or one for all"
+                )
+        return parts
 
-    def __call__(self, trajectory: types.Trajectory) -> float:
+    def total(self, parts: Mapping[str, types.Worth]) -> types.Worth:
+        """The reward that `parts` add up to: one for each turn if some part is; numbers then count for the last."""
+        weights = self.weights.values()
+        given = [parts[name] if weight else amount(parts[name]) for name, weight in self.weights.items()]
+        turns = max((len(part) for part in given if isinstance(part, tuple)), default=0)
+        if not turns:
+            return sum(weight * part for weight, part in zip(weights, given, strict=True))
+        each = [part if isinstance(part, tuple) else (0.0,) * (turns - 1) + (part,) for part in given]
+        return tuple(sum(w * part for w, part in zip(weights, column)) for column in zip(*each, strict=True))
+
+    def __call__(self, trajectory: types.Trajectory) -> types.Worth:
         return self.total(self.parts(trajectory))
+
+
+def _plain(worth: types.Worth) -> float | tuple[float, ...]:
+    return float(worth) if np.ndim(worth) == 0 else tuple(map(float, worth))
 
 
 def resolve(c: settings.Reward) -> WeightedSum:

@@ -12,6 +12,7 @@ import pytest
 import slow_decoder
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.learning import optimizer
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
@@ -122,10 +123,7 @@ def assert_laid_out(tree, mesh, layout):
 def test_parameters_gradients_and_moments_lie_where_the_table_says(family, shape):
     params, _, _, gradient = computed(family, shape)
     mesh, layout = meshes.make(*shape), layout_of(family, shape)
-    adam = optimizer.OptimizerConfig(
-        learning_rate=1.0, warmup_steps=1, final_lr_fraction=1.0, total_steps=1, b1=0.9, b2=0.99, weight_decay=0.1,
-        max_gradient_norm=1.0,
-    )  # fmt: skip
+    adam = optimizer.AdamW(settings.Optimizer(), total_steps=1)
     with jax.set_mesh(mesh):
         for kind, head in HEADS.items():
             moments = jax.jit(adam.transformation().init)(params[kind])[1]

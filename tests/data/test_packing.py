@@ -10,7 +10,7 @@ from searchr1_jax.core import types
 from searchr1_jax.data import packing
 
 
-def trajectory(tokens, sampled, prompt_tokens, logp=None):
+def trajectory(tokens, sampled, prompt_tokens, logp=None, turns=()):
     tokens = np.array(tokens, np.int32)
     return types.Trajectory(
         example=types.QAExample(id="q", question="?", golden_answers=()),
@@ -19,7 +19,7 @@ def trajectory(tokens, sampled, prompt_tokens, logp=None):
         sampled=np.array(sampled, bool),
         behaviour_logp=np.zeros(len(tokens), np.float32) if logp is None else np.array(logp, np.float32),
         prompt_tokens=prompt_tokens,
-        turns=(),
+        turns=tuple(types.Turn(text="", event="invalid", tokens=count) for count in turns),
         stop_reason="no_action",
         answer=None,
     )
@@ -46,6 +46,7 @@ def test_the_batch_drawn_by_hand():
         "sampled": [[0, 0, 0, 1, 0, 1, 0, 0], [0, 0, 1, 1, 0, 0, 1, 1]],
         "response": [[0, 0, 0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0, 1, 1]],
         "behaviour_logp": [[0, 0, 0, -3, 0, -4, 0, 0], [0, 0, -0.5, -0.25, 0, 0, -1, -2]],
+        "turn": [[-1, -1, -1, 0, -1, 1, -1, -1], [-1, -1, 0, 0, -1, -1, 0, 0]],
         "reward": [[0, 0, 0, 0, 0, -1, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0.5]],
         "weight": [[1, 1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1, 1]],
         "trajectory": [[2, 2, 2, 2, 2, 2, -1, -1], [0, 0, 0, 0, 0, 1, 1, 1]],
@@ -56,7 +57,7 @@ def test_the_batch_drawn_by_hand():
         field = getattr(batch, name)
         assert field.shape == (2, 2, 8) and field.dtype == kinds.get(name, np.int32), name
         np.testing.assert_array_equal(field[0], rows, err_msg=name)
-        np.testing.assert_array_equal(field[1], -1 if name == "trajectory" else 0, err_msg=name)
+        np.testing.assert_array_equal(field[1], -1 if name in ("trajectory", "turn") else 0, err_msg=name)
     assert batch.micro_batches == 1 and batch.micro_batches.dtype == np.int32
 
 
@@ -64,11 +65,13 @@ def test_without_the_mask_everything_after_the_prompt_counts_as_the_policys():
     batch = pack(mask_environment=False)
     np.testing.assert_array_equal(batch.policy_mask[0], [[0, 0, 0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0, 1, 1]])
     np.testing.assert_array_equal(batch.sampled, pack().sampled)
+    # A reply belongs to the turn that it answers.
+    np.testing.assert_array_equal(batch.turn[0], [[-1, -1, -1, 0, 0, 1, -1, -1], [-1, -1, 0, 0, 0, -1, 0, 0]])
     np.testing.assert_array_equal(batch.reward[0], [[0, 0, 0, 0, 0, -1, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0.5]])
 
 
 def test_loss_weights_of_nothing_written_are_finite():
-    for aggregation in packing.AGGREGATIONS:
+    for aggregation in ("token_mean", "sequence_mean", "constant"):
         weights = packing.loss_weights([0, 0], aggregation, constant_tokens=5)
         assert weights.dtype == np.float32 and np.isfinite(weights).all()
         assert packing.loss_weights([], aggregation, constant_tokens=5).shape == (0,)
@@ -88,12 +91,41 @@ def test_a_trajectory_without_sampled_tokens_has_no_place_for_its_reward():
     assert batch.reward.sum() == 0.5
 
 
+# One row: five turns, of which the fourth was not replied to and the third has no token.
+TURNS = trajectory(range(10, 20), [0, 1, 1, 0, 1, 1, 0, 1, 1, 1], 1, turns=(2, 2, 0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "reward, placed",
+    [
+        (3.0, [0, 0, 0, 0, 0, 0, 0, 0, 0, 3]),
+        ([1.0, 2.0, 4.0, 8.0, 16.0], [0, 0, 1, 0, 0, 2 + 4, 0, 8, 0, 16]),  # the third's on the token before it
+        (np.float32([0, 0, 0, 0, 0.5]), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0.5]),
+    ],
+)
+def test_a_turns_reward_stands_on_its_last_token_and_a_number_is_the_last_turns(reward, placed):
+    batch = pack((TURNS,), (reward,), row_tokens=10)
+    np.testing.assert_array_equal(batch.turn[0, 0], [-1, 0, 0, -1, 1, 1, -1, 3, 4, 4])
+    np.testing.assert_array_equal(batch.reward[0, 0], placed)
+    assert TURNS.turn_count == 5
+
+
+def test_where_replies_count_as_the_policys_a_turns_reward_stands_behind_its_reply():
+    batch = pack((TURNS,), ([1.0, 2.0, 4.0, 8.0, 16.0],), row_tokens=10, mask_environment=False)
+    np.testing.assert_array_equal(batch.turn[0, 0], [-1, 0, 0, 0, 1, 1, 1, 3, 4, 4])
+    np.testing.assert_array_equal(batch.reward[0, 0], [0, 0, 0, 1, 0, 0, 2 + 4, 8, 0, 16])
+
+
 def test_values_of_trajectories_are_spread_over_their_masked_tokens():
-    np.testing.assert_array_equal(
-        packing.spread(np.array([0.5, 2, -3]), pack()),
-        [[[0, 0, 0, -3, 0, -3, 0, 0], [0, 0, 0.5, 0.5, 0, 0, 2, 2]], np.zeros((2, 8))],
-    )
-    assert packing.spread(np.array([0.5, 2, -3]), pack()).dtype == np.float32
+    spread = packing.spread(np.array([[0.5], [2], [-3]]), pack())
+    drawn = [[[0, 0, 0, -3, 0, -3, 0, 0], [0, 0, 0.5, 0.5, 0, 0, 2, 2]], np.zeros((2, 8))]
+    np.testing.assert_array_equal(spread, drawn)
+    assert spread.dtype == np.float32
+
+
+def test_values_of_turns_are_spread_over_the_tokens_of_each():
+    spread = packing.spread(np.array([[0.5, 9], [2, 9], [-3, -4]]), pack())
+    np.testing.assert_array_equal(spread[0], [[0, 0, 0, -3, 0, -4, 0, 0], [0, 0, 0.5, 0.5, 0, 0, 2, 2]])
 
 
 @pytest.mark.parametrize(
@@ -106,8 +138,8 @@ def test_micro_batches_are_reserved_for_all_rows_and_counted_where_used(trajecto
     assert batch.micro_batches == used
 
 
-def test_a_batch_is_a_tree_of_eleven_arrays():
-    assert len(jax.tree.leaves(pack())) == 11
+def test_a_batch_is_a_tree_of_twelve_arrays():
+    assert len(jax.tree.leaves(pack())) == 12
 
 
 def test_rows_that_do_not_suffice_are_refused():

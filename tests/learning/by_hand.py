@@ -17,11 +17,17 @@ import numpy as np
 import slow_decoder
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.models import decoder
 
 # Tokens of the prompt, then by turns of the policy and of the environment.
 LAYOUTS = ((4, 3, 5, 2), (6, 5), (3, 2, 4, 1, 6, 4), (5, 1), (4, 7, 3, 3), (3, 4, 2, 5), (7, 2, 6, 2), (3, 9))
+
+
+def algorithm(**changes) -> settings.Algorithm:
+    """The section `algorithm` with its defaults but for `changes`."""
+    return dataclasses.replace(settings.Algorithm(), **changes)
 
 
 def trajectory(example_id: str, layout, rng: np.random.Generator, *, sample: int = 0, vocab: int = 64):
@@ -92,6 +98,19 @@ def group_advantages(name: str, rewards: list[float]) -> list[float]:
     return [(r - statistics.mean(rewards)) / scale for r in rewards]
 
 
+def turn_returns(rewards: list[list[float]], *, discount: float) -> list[list[float]]:
+    """A_k = Σ_{j≥k} γ^{j−k} r̂_j, rewards standardised over all turns of all samples of a question."""
+    every = [reward for sample in rewards for reward in sample]
+    mean, scale = statistics.mean(every), statistics.stdev(every) + 1e-6
+    return [
+        [
+            sum(discount ** (j - k) * (sample[j] - mean) / scale for j in range(k, len(sample)))
+            for k in range(len(sample))
+        ]
+        for sample in rewards
+    ]
+
+
 def clipped_objective(ratio, advantage, *, clip_low, clip_high, dual_clip=0.0) -> float:
     """min(ρ A, clamp(ρ) A), and with a dual clip max(that, c A) for a negative A; of one token or one sequence."""
     bounded = min(max(ratio, 1 - clip_low), 1 + clip_high)
@@ -157,12 +176,12 @@ def weighted_loss(policy: decoder.Policy, tokens, weight) -> jax.Array:
     return -jnp.sum(weight * _all_logp(policy, tokens, 1.0)[jnp.arange(len(tokens)), tokens])
 
 
-def policy_loss(policy: decoder.Policy, lesson: Lesson, c) -> jax.Array:
+def policy_loss(policy: decoder.Policy, lesson: Lesson, s: settings.Settings) -> jax.Array:
     """The clipped objective, the entropy bonus and the KL (k2, or k3 of at most 10), summed over a trajectory.
 
     GSPO's ratio is that of the whole trajectory: the geometric mean of its tokens'.
     """
-    logp_TV = _all_logp(policy, lesson.tokens, c.temperature)
+    c, logp_TV = s.algorithm, _all_logp(policy, lesson.tokens, s.rollout.temperature)
     logp = logp_TV[jnp.arange(len(lesson.tokens)), lesson.tokens]
     ratio = jnp.exp(logp - lesson.old_logp)
     if c.policy_loss == "gspo_clip":
@@ -171,17 +190,18 @@ def policy_loss(policy: decoder.Policy, lesson: Lesson, c) -> jax.Array:
     bounded = jnp.minimum(jnp.maximum(ratio, 1 - c.clip_low), 1 + c.clip_high)
     loss = -jnp.minimum(ratio * lesson.advantage, bounded * lesson.advantage)
     loss += c.entropy_coefficient * jnp.sum(jnp.exp(logp_TV) * logp_TV, axis=-1)
-    if c.has_reference and c.kl_in == "loss":
+    if c.kl_coefficient and c.kl_in == "loss":
         gap = lesson.reference_logp - logp
         kl = {"k2": gap**2 / 2, "k3": jnp.minimum(jnp.exp(gap) - gap - 1, 10.0)}[c.kl_estimator]
         loss += c.kl_coefficient * kl
     return jnp.sum(jnp.where(lesson.written, loss, 0.0))
 
 
-def value_loss(model: decoder.Value, lesson: Lesson, c) -> jax.Array:
+def value_loss(model: decoder.Value, lesson: Lesson, s: settings.Settings) -> jax.Array:
     """½ max of the squared errors with and without the clip, summed over one trajectory."""
     value = _only_row(model(*_alone(lesson.tokens), slow_decoder.COMPUTE))
-    near = jnp.minimum(jnp.maximum(value, lesson.old_value - c.value_clip), lesson.old_value + c.value_clip)
+    clip = s.algorithm.value_clip
+    near = jnp.minimum(jnp.maximum(value, lesson.old_value - clip), lesson.old_value + clip)
     loss = jnp.maximum((value - lesson.returns) ** 2, (near - lesson.returns) ** 2) / 2
     return jnp.sum(jnp.where(lesson.written, loss, 0.0))
 
@@ -190,8 +210,8 @@ class Teacher:
     """Loss and gradient of a list of lessons, one lesson after the other: a mean over the written tokens, or a sum
     that gives each lesson its weight a token."""
 
-    def __init__(self, loss, graph, c):
-        self._of_one = jax.jit(jax.value_and_grad(lambda params, x: loss(decoder.bind(graph, params), x, c)))
+    def __init__(self, loss, graph, s: settings.Settings):
+        self._of_one = jax.jit(jax.value_and_grad(lambda params, x: loss(decoder.bind(graph, params), x, s)))
 
     def __call__(self, params, lessons: list[Lesson], length: int, weights: list[float] | None = None):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
@@ -204,7 +224,7 @@ class Teacher:
 class AdamW:
     """AdamW with a clipped gradient on a tree of numpy arrays, float64."""
 
-    def __init__(self, params, config):
+    def __init__(self, params, config: settings.Optimizer):
         self.params = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(params))
         self.config, self.count = config, 0
         self.mean = jax.tree.map(np.zeros_like, self.params)

@@ -11,37 +11,36 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import train
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.learning import guards
 from searchr1_jax.learning import minibatches
-from searchr1_jax.run import setup
+from searchr1_jax.learning import step as learning
+from searchr1_jax.learning import update
 
 MODEL = slow_decoder.tiny_config(width=32)
-SCORES = [1.0, 0.0, 0.5, 0.0, 1.0, 0.2, 0.0, 1.0]
+REWARDS = [1.0, 0.0, 0.5, 0.0, 1.0, 0.2, 0.0, 1.0]
 
 
 @pytest.fixture(scope="module")
 def parts():
-    """A recipe of two samples a question, and a learner with its first state."""
+    """A learner from two samples a question, and its first weights."""
     with jax.set_mesh(meshes.make()):
-        c = miniature.config(**{"learner.row_tokens": (32,), "learner.vocab_chunk": 32})
-        recipe = dataclasses.replace(setup.recipe(c), updates=2)
-        return recipe, setup.learner(c, MODEL), slow_decoder.random_params(MODEL, 0)
+        c = settings.Settings.of(miniature.config(**{"learner.row_tokens": (32,), "learner.vocab_chunk": 32}))
+        return update.Learner(MODEL, c), slow_decoder.random_params(MODEL, 0)
 
 
 @pytest.fixture
 def learn(laptop, parts, tmp_path):
     """learn(…) is one step of learning; the state goes on from one to the next."""
-    recipe, learner, host = parts
+    learner, host = parts
     policy = lambda: slow_decoder.on_mesh(MODEL, host)
     state = learner.init(policy(), None)
 
-    def learn(scores=SCORES, *, trajectories=None, rate_scale=1.0, step=6, **changes):
+    def learn(rewards=REWARDS, *, trajectories=None, rate_scale=1.0, step=6):
         nonlocal state
-        state, values = train.learn(
-            dataclasses.replace(recipe, **changes), learner, state, policy(),
-            trajectories or by_hand.trajectories(seed=1), scores, step,
+        state, values = learning.learn(
+            learner, state, policy(), trajectories or by_hand.trajectories(seed=1), rewards, step,
             kl_coefficient=0.001, rate_scale=rate_scale, failed=tmp_path / "failed",
         )  # fmt: skip
         return values, jax.device_get(state)
@@ -52,7 +51,14 @@ def learn(laptop, parts, tmp_path):
 @pytest.mark.parametrize("reward", [math.nan, math.inf])
 def test_a_reward_that_is_no_number_stops_before_anything_is_learned_and_names_the_question(learn, reward):
     with pytest.raises(FloatingPointError, match=f"question 'q5', sample 0, is {reward}; .* config.reward"):
-        learn([*SCORES[:5], reward, *SCORES[6:]])
+        learn([*REWARDS[:5], reward, *REWARDS[6:]])
+    with pytest.raises(FloatingPointError, match=r"question 'q5', sample 0, is \[0, (nan|inf)\]"):
+        learn([*REWARDS[:5], [0, reward], *REWARDS[6:]])
+
+
+def test_rewards_that_are_not_one_for_each_turn_are_refused_and_name_the_question(learn):
+    with pytest.raises(ValueError, match="3 rewards of question 'q5', sample 0, are not one for each of its 2 turns"):
+        learn([*REWARDS[:5], [0.0, 1.0, 0.0], *REWARDS[6:]])
 
 
 def test_an_exploding_learning_rate_stops_at_the_step_and_keeps_its_batch(learn, parts, tmp_path):
@@ -64,18 +70,19 @@ def test_an_exploding_learning_rate_stops_at_the_step_and_keeps_its_batch(learn,
     # The second mini-batch, on the mesh as the update took it.
     batch, ids = guards.load_batch(path)
     assert ids == ["q4", "q5", "q6", "q7"]
-    made = minibatches.make(by_hand.trajectories(seed=1), SCORES, parts[0])
+    learner, host = parts
+    made = minibatches.make(by_hand.trajectories(seed=1), REWARDS, learner.settings)
     for name, array in vars(made.batches[1]).items():
         np.testing.assert_array_equal(getattr(batch, name), array, err_msg=name)
-    _, learner, host = parts
     on_mesh = parallel.to_mesh(batch, None, "batch", None)
     state = learner.init(slow_decoder.on_mesh(MODEL, host), None)
     assert np.isfinite(learner.score(state, state.policy, on_mesh).logp).all()
 
 
-def test_a_rollout_without_variance_changes_nothing_where_such_groups_are_left_out(learn):
+def test_a_rollout_without_variance_changes_nothing_where_such_groups_are_left_out(learn, parts, monkeypatch):
     _, before = learn()
-    values, after = learn([1.0] * 8, drop_equal_groups=True)
+    monkeypatch.setattr(parts[0], "settings", parts[0].settings.replace({"algorithm.drop_equal_groups": True}))
+    values, after = learn([1.0] * 8)
     assert values["groups_without_variance"] == 1.0 and values["updates"] == 0
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
@@ -90,7 +97,7 @@ def test_trajectories_in_which_the_policy_wrote_nothing_are_no_division_by_zero(
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
-LIMITS = guards.Limits(kl=0.5, entropy_low=0.1, entropy_high=3.0, gradient_norm=10.0)
+LIMITS = settings.Guard(kl=0.5, entropy_low=0.1, entropy_high=3.0, gradient_norm=10.0)
 CALM = {"kl_to_reference": 0.5, "policy/entropy": 1.0, "policy/gradient_norm": 10.0}
 
 
@@ -104,6 +111,6 @@ CALM = {"kl_to_reference": 0.5, "policy/entropy": 1.0, "policy/gradient_norm": 1
     ],
 )
 def test_a_figure_beyond_its_limit_is_told(figure, value, words):
-    assert LIMITS.exceeded(CALM) == []
-    assert LIMITS.exceeded(CALM | {figure: value}) == [words]
-    assert guards.Limits(kl=0, entropy_low=0, entropy_high=0, gradient_norm=0).exceeded(CALM | {figure: value}) == []
+    assert guards.exceeded(CALM, LIMITS) == []
+    assert guards.exceeded(CALM | {figure: value}, LIMITS) == [words]
+    assert guards.exceeded(CALM | {figure: value}, settings.Guard()) == []

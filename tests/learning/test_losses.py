@@ -31,8 +31,16 @@ DAPO = dict(clip_low=0.2, clip_high=0.28, dual_clip=0.0)
 DUAL = dict(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
 
 
+def _policy_loss(loss, logp, old, advantage, mask=True, segment=1, **constants):
+    written = losses.Written(logp, old, old, advantage, mask, segment, None)
+    return loss(written, by_hand.algorithm(**constants))
+
+
+ppo_clip, gspo_clip = (functools.partial(_policy_loss, loss) for loss in (losses.ppo_clip, losses.gspo_clip))
+
+
 def _check_ppo(constants, ratio, advantage, loss, clipped, gradient):
-    loss_of = lambda logp: losses.ppo_clip(logp, np.float32(-1.5), np.float32(advantage), **constants)
+    loss_of = lambda logp: ppo_clip(logp, np.float32(-1.5), np.float32(advantage), **constants)
     logp = np.float32(np.log(ratio) - 1.5)
     value, was_clipped = loss_of(logp)
     np.testing.assert_allclose(value, loss, rtol=1e-6)
@@ -77,18 +85,18 @@ def test_the_policy_loss_is_the_papers_objective_at_each_token(constants):
         -by_hand.clipped_objective(math.exp(float(new) - float(before)), float(a), **constants)
         for new, before, a in zip(logp.flat, old.flat, advantage.flat, strict=True)
     ]
-    actual, clipped = losses.ppo_clip(logp, old, advantage, **constants)
+    actual, clipped = ppo_clip(logp, old, advantage, **constants)
     np.testing.assert_allclose(np.ravel(actual), expected, rtol=2e-6, atol=1e-7)
     assert 0.1 < np.mean(clipped) < 0.9
 
 
 def test_where_the_ratio_is_clipped_nothing_flows_even_if_it_overflows():
     slope = lambda a, constants: jax.grad(
-        lambda x: losses.ppo_clip(x, -200.0, a, **constants)[0]
+        lambda x: ppo_clip(x, -200.0, a, **constants)[0]
     )(-1.0)  # fmt: skip
     assert slope(1.0, PPO) == 0.0
     assert slope(-1.0, DUAL) == 0.0
-    assert losses.ppo_clip(-1.0, -200.0, -1.0, **DUAL)[0] == 3.0
+    assert ppo_clip(-1.0, -200.0, -1.0, **DUAL)[0] == 3.0
 
 
 # Whole trajectories.
@@ -142,7 +150,7 @@ def test_the_slope_of_a_segment_mean_is_one_over_the_count_of_written_tokens():
 @functools.partial(jax.value_and_grad, has_aux=True)
 def learn_gspo(logp, old, advantage, mask, segment, share):
     """The sum over trajectories of the mean loss of their written tokens, and where it is clipped."""
-    loss, clipped = losses.gspo_clip(logp, old, advantage, mask, segment, **GSPO)
+    loss, clipped = gspo_clip(logp, old, advantage, mask, segment, **GSPO)
     return losses.masked_sum(share * loss, mask), clipped
 
 
@@ -175,7 +183,7 @@ def test_gspo_has_the_value_and_the_gradient_of_the_objective_of_whole_sequences
 def test_gspo_of_one_trajectory():
     logp, old = np.log(np.float32([[0.9, 0.5, 0.4]])), np.log(np.float32([[0.1, 0.4, 0.4]]))
     mask, segment = np.array([[False, True, True]]), np.int32([[1, 1, 1]])
-    loss = lambda a, high: losses.gspo_clip(
+    loss = lambda a, high: gspo_clip(
         logp, old, np.float32([[a, a, a]]), mask, segment, clip_low=0.1, clip_high=high
     )  # fmt: skip
     s = math.sqrt(0.5 / 0.4)  # 1.118
@@ -212,8 +220,8 @@ def test_importance_is_the_ratio_of_learner_to_sampler_up_to_the_cap():
 
 # Everything, of log-prob (or value), old log-prob (old value) and advantage (target).
 WITH_ZEROS_OUTSIDE = {
-    "ppo": lambda new, old, a, mask, segment: losses.ppo_clip(new, old, a, **DUAL)[0],
-    "gspo": lambda new, old, a, mask, segment: losses.gspo_clip(new, old, a, mask, segment, **GSPO)[0],
+    "ppo": lambda new, old, a, mask, segment: ppo_clip(new, old, a, **DUAL)[0],
+    "gspo": lambda new, old, a, mask, segment: gspo_clip(new, old, a, mask, segment, **GSPO)[0],
     "importance": lambda new, old, a, mask, segment: losses.truncated_importance(old, a, cap=2.0) * new,
     "value": lambda new, old, a, mask, segment: losses.clipped_value(new, old, a, clip=0.5),
     "k1": lambda new, old, a, mask, segment: losses.KL["k1"](new, old),

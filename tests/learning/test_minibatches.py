@@ -1,18 +1,18 @@
 """How a rollout is cut, what is left out of it, and what its tokens weigh."""
 
-import dataclasses
-
+import by_hand
 import numpy as np
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.core import types
 from searchr1_jax.learning import minibatches
 
-RECIPE = minibatches.Recipe(
-    samples=2, updates=2, minibatch_by="questions", drop_equal_groups=False, advantage="group_mean",
-    aggregation="token_mean", constant_tokens=8, mask_environment=True, row_tokens=(8, 16), micro_batch_rows=2,
-)  # fmt: skip
-SCORES = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0]  # of two samples of a, b, c and d: b and d don't vary
+SETTINGS = settings.Settings().replace({
+    "rollout.samples": 2, "algorithm.advantage": "group_mean", "algorithm.constant_tokens": 8,
+    "learner.row_tokens": (8, 16), "learner.micro_batch_rows": 2,
+})  # fmt: skip
+REWARDS = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0]  # of two samples of a, b, c and d: b and d don't vary
 
 
 def trajectory(question, sample, written):
@@ -30,8 +30,15 @@ def eight(longest=4):
     return [trajectory(question, sample, next(lengths)) for question in "abcd" for sample in (0, 1)]
 
 
-def make(scores=SCORES, longest=4, **changes):
-    return minibatches.make(eight(longest), scores, dataclasses.replace(RECIPE, **changes))
+def make(rewards=REWARDS, longest=4, **algorithm):
+    changes = {f"algorithm.{name}": value for name, value in algorithm.items()}
+    return minibatches.make(eight(longest), rewards, SETTINGS.replace(changes))
+
+
+def learned(**learner):
+    """The trajectories of each mini-batch."""
+    changes = {f"learner.{name}": value for name, value in learner.items()}
+    return minibatches.make(eight(), REWARDS, SETTINGS.replace(changes)).learned
 
 
 def weights(made):
@@ -44,12 +51,12 @@ def weights(made):
 
 
 def test_the_samples_of_a_question_stay_in_one_minibatch():
-    assert make().learned == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert make(updates=3).learned == [[0, 1, 2, 3], [4, 5], [6, 7]]
+    assert learned() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert learned(updates_per_rollout=3) == [[0, 1, 2, 3], [4, 5], [6, 7]]
 
 
 def test_cut_by_trajectories_groups_may_be_torn():
-    assert make(updates=8, minibatch_by="trajectories").learned == [[i] for i in range(8)]
+    assert learned(updates_per_rollout=8, minibatch_by="trajectories") == [[i] for i in range(8)]
 
 
 def test_a_batch_holds_its_trajectories_and_their_advantages():
@@ -58,7 +65,7 @@ def test_a_batch_holds_its_trajectories_and_their_advantages():
         for place, i in enumerate(learned):
             tokens = batch.trajectory == place
             assert set(batch.tokens[tokens]) == {ord("abcd"[i // 2])}
-            expected = SCORES[i] - np.mean(SCORES[i // 2 * 2 : i // 2 * 2 + 2])
+            expected = REWARDS[i] - np.mean(REWARDS[i // 2 * 2 : i // 2 * 2 + 2])
             assert set(values[tokens & batch.policy_mask]) == {expected}
         assert not values[~batch.policy_mask].any()
 
@@ -71,8 +78,12 @@ def test_groups_without_variance_are_counted_and_left_out_on_demand():
 
 def test_what_is_left_out_changes_no_shape():
     full = make()
-    for scores, learned in ((SCORES, [[0, 1], [4, 5]]), ([1.0, 0.0] + [0.0] * 6, [[0, 1], []]), ([1.0] * 8, [[], []])):
-        made = make(scores, drop_equal_groups=True)
+    for rewards, learned in (
+        (REWARDS, [[0, 1], [4, 5]]),
+        ([1.0, 0.0] + [0.0] * 6, [[0, 1], []]),
+        ([1.0] * 8, [[], []]),
+    ):
+        made = make(rewards, drop_equal_groups=True)
         assert made.learned == learned and made.statistics["updates"] == sum(map(bool, learned))
         for batch, like in zip(made.batches, full.batches, strict=True):
             assert batch.tokens.shape == like.tokens.shape
@@ -104,7 +115,55 @@ def test_utilisation_is_the_share_of_places_with_a_token():
     assert make().statistics["row_utilisation"] == pytest.approx((14 + 15) / 32)
 
 
-@pytest.mark.parametrize("key, value", [("minibatch_by", "tokens"), ("aggregation", "mean")])
-def test_an_unknown_choice_is_refused_with_those_that_there_are(key, value):
-    with pytest.raises(ValueError, match=f"{key} is '{value}'; choose from"):
-        dataclasses.replace(RECIPE, **{key: value})
+# Rewards of turns. Samples of one question: three turns, one turn, two turns, two turns.
+
+TURNS = [by_hand.trajectory("q", layout, np.random.default_rng(0), sample=sample) for sample, layout in enumerate(
+    [(2, 1, 1, 2, 1, 1), (2, 3), (1, 2, 2, 1), (2, 2, 1, 2)]
+)]  # fmt: skip
+OF_TURNS = [[0.0, 0.5, 1.0], 0.25, [1.0, -1.0], 1.0]  # a number is the last turn's
+
+
+def of_turns(advantage, rewards=OF_TURNS, **algorithm):
+    changes = {"rollout.samples": 4, "rollout.questions": 1, "learner.updates_per_rollout": 1}
+    changes |= {"algorithm.advantage": advantage} | {f"algorithm.{name}": value for name, value in algorithm.items()}
+    return minibatches.make(TURNS, rewards, SETTINGS.replace(changes))
+
+
+def by_turn(made):
+    """The advantages of each trajectory's turns."""
+    (batch,), (values,) = made.batches, made.advantages
+    of = lambda i, k: set(values[(batch.trajectory == i) & (batch.turn == k)].tolist())
+    assert not values[~batch.policy_mask].any()
+    return [[value for k in range(t.turn_count) for value in of(i, k)] for i, t in enumerate(TURNS)]
+
+
+def test_a_turns_tokens_have_the_turns_advantage():
+    """The rewards that there are: 0, ½, 1, ¼, 1, −1, 1."""
+    given = np.array([0, 0.5, 1, 0.25, 1, -1, 1])
+    unit = lambda reward: (reward - given.mean()) / (given.std(ddof=1) + 1e-6)
+    a, b, c, d, e, f, g = map(unit, given)
+    expected = [[a + b / 2 + c / 4, b + c / 2, c], [d], [e + f / 2, f], [g / 2, g]]
+    for mine, slow in zip(by_turn(of_turns("turn_returns", discount=0.5)), expected, strict=True):
+        np.testing.assert_allclose(mine, slow, rtol=1e-5)
+
+
+def test_where_trajectories_are_compared_the_rewards_of_turns_are_added_up():
+    sums = np.array([1.5, 0.25, 0.0, 1.0])
+    expected = [[advantage] * t.turn_count for advantage, t in zip(sums - sums.mean(), TURNS, strict=True)]
+    for mine, slow in zip(by_turn(of_turns("group_mean")), expected, strict=True):
+        np.testing.assert_allclose(mine, slow, rtol=1e-6)
+
+
+def test_a_group_is_left_out_where_all_that_is_compared_is_alike():
+    alike = [[0.0, 0.5, 0.5], 1.0, [1.0, 0.0], [0.5, 0.5]]
+    assert of_turns("group_mean", alike, drop_equal_groups=True).learned == [[]]
+    assert of_turns("turn_returns", alike, drop_equal_groups=True).learned == [[0, 1, 2, 3]]
+    assert of_turns("turn_returns", [0.5, 0.5, [0.5, 0.5], 0.5], drop_equal_groups=True).learned == [[]]
+
+
+def test_the_rewards_of_turns_stand_on_their_last_tokens():
+    (batch,) = of_turns("turn_returns").batches
+    # Prompt 2, then turns of one, two (after one token of the environment) and one (after one more).
+    np.testing.assert_array_equal(batch.reward[batch.trajectory == 0], [0, 0, 0, 0, 0, 0.5, 0, 1])
+    np.testing.assert_array_equal(batch.turn[batch.trajectory == 0], [-1, -1, 0, -1, 1, 1, -1, 2])
+    np.testing.assert_array_equal(batch.reward[batch.trajectory == 1], [0, 0, 0, 0, 0.25])

@@ -6,15 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from searchr1_jax.core import settings
 from searchr1_jax.learning import optimizer
 
 
-def _config(**changes):
-    fields = dict(
-        learning_rate=0.5, warmup_steps=1, final_lr_fraction=1.0, total_steps=100, b1=0.9, b2=0.99, weight_decay=0.1,
-        max_gradient_norm=1.0,
-    )  # fmt: skip
-    return optimizer.OptimizerConfig(**fields | changes)
+def _adam(total_steps=100, **changes):
+    fields = dict(learning_rate=0.5, warmup_steps=1, b2=0.99, weight_decay=0.1)
+    return optimizer.AdamW(settings.Optimizer(**fields | changes), total_steps)
 
 
 @pytest.mark.parametrize(
@@ -28,36 +26,36 @@ def _config(**changes):
     ],
 )
 def test_learning_rate(changes, rates):
-    config = _config(**changes)
+    adam = _adam(**changes)
     for step, rate in rates.items():
-        np.testing.assert_allclose(config.learning_rate_at(step), rate, rtol=1e-6)
+        np.testing.assert_allclose(adam.learning_rate_at(step), rate, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0], ids=["gradient inside the clip", "gradient clipped"])
 def test_three_steps_are_those_of_adamw_with_a_clipped_gradient(scale):
     rng = np.random.default_rng(0)
     draw = lambda: {"a": rng.standard_normal((3, 2)).astype(np.float32), "b": rng.standard_normal(4).astype(np.float32)}
-    config, params = _config(warmup_steps=3, learning_rate=0.03), jax.tree.map(jnp.asarray, draw())
-    slow, state = by_hand.AdamW(params, config), config.transformation().init(params)
+    adam, params = _adam(warmup_steps=3, learning_rate=0.03), jax.tree.map(jnp.asarray, draw())
+    slow, state = by_hand.AdamW(params, adam.settings), adam.transformation().init(params)
     for step in range(3):
         gradient = jax.tree.map(lambda x: scale * x, draw())
-        params, state = config.apply(gradient, state, params, step)
+        params, state = adam.apply(gradient, state, params, step)
         slow.step(gradient, learning_rate=0.01 * (step + 1))
     by_hand.assert_close(params, slow.params, relative=1e-6)
     by_hand.assert_close(by_hand.adam_mean(state), slow.mean, relative=1e-6)
 
 
 def test_the_gradient_is_clipped_by_the_norm_of_all_parameters_together():
-    config = _config(b1=0.0, max_gradient_norm=2.0)
+    adam = _adam(b1=0.0, max_gradient_norm=2.0)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     gradient = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([12.0])}  # norm 13
-    _, state = config.apply(gradient, config.transformation().init(params), params, 0)
+    _, state = adam.apply(gradient, adam.transformation().init(params), params, 0)
     by_hand.assert_close(
         by_hand.adam_mean(state), {"a": np.array([6, 8]) / 13, "b": np.array([24]) / 13}, relative=1e-6
     )
 
 
 def test_weights_keep_their_dtype():
-    config, params = _config(), {"a": jnp.ones(3, jnp.bfloat16)}
-    new, _ = config.apply({"a": jnp.ones(3, jnp.bfloat16)}, config.transformation().init(params), params, 0)
+    adam, params = _adam(), {"a": jnp.ones(3, jnp.bfloat16)}
+    new, _ = adam.apply({"a": jnp.ones(3, jnp.bfloat16)}, adam.transformation().init(params), params, 0)
     assert new["a"].dtype == jnp.bfloat16 and new["a"][0] < 1

@@ -7,17 +7,18 @@ import pytest
 import slow_decoder
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.data import packing
-from searchr1_jax.learning import optimizer
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import decoder
 
 MODEL = slow_decoder.tiny_config(width=32)
 ROW_TOKENS, STEP, RATE = 32, 1, 0.004
-CONFIG = optimizer.OptimizerConfig(
-    learning_rate=0.01, warmup_steps=5, final_lr_fraction=1.0, total_steps=50, b1=0.9, b2=0.99, weight_decay=0.1,
-    max_gradient_norm=0.5,
-)  # fmt: skip
+SETTINGS = settings.Settings().replace({
+    "sft.optimizer.learning_rate": 0.01, "sft.optimizer.warmup_steps": 5, "sft.optimizer.b2": 0.99,
+    "sft.optimizer.weight_decay": 0.1, "sft.optimizer.max_gradient_norm": 0.5, "learner.vocab_chunk": 16,
+    "model.attention": "xla",
+})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def learner(mesh):
-    return supervised.SupervisedLearner(MODEL, CONFIG, compute=slow_decoder.COMPUTE, vocab_chunk=16)
+    return supervised.SupervisedLearner(MODEL, SETTINGS, total_steps=50)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_loss_is_the_mean_of_negative_log_probs_weighted_by_token(learner, p
 
 def test_the_weights_change_as_that_losss_gradient_and_adamw_say(learner, params, demonstrations):
     total = sum(weight[t.sampled].sum() for t, weight in zip(*demonstrations, strict=True))
-    slow = by_hand.AdamW(params, CONFIG)
+    slow = by_hand.AdamW(params, SETTINGS.sft.optimizer)
     graph = decoder.abstract(decoder.Policy, MODEL)[0]
     of_one = jax.jit(
         jax.grad(lambda p, tokens, weight: by_hand.weighted_loss(decoder.bind(graph, p), tokens, weight) / total)

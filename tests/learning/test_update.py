@@ -1,7 +1,6 @@
 """The jitted update against a slow one, and what must not matter: cuts, order, padding, mesh, others' tokens."""
 
 import dataclasses
-import types as python_types
 from typing import NamedTuple
 
 import by_hand
@@ -13,13 +12,12 @@ import slow_decoder
 
 from configs import base
 from configs import presets
-from searchr1_jax import train
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.data import packing
-from searchr1_jax.learning import optimizer
+from searchr1_jax.learning import step as learning
 from searchr1_jax.learning import update
 from searchr1_jax.models import decoder
-from searchr1_jax.run import setup
 
 MODEL = slow_decoder.tiny_config(width=32)
 ROW_TOKENS, STEP = 32, 3
@@ -31,23 +29,15 @@ WEIGHTS = 1e-4
 REWARDS = (1.0, 0.0, 0.5, -0.3, 1.0, 0.2, 0.0, 1.0)
 
 
-def _optimizer(**changes):
-    fields = dict(
-        learning_rate=RATE * 2, warmup_steps=8, final_lr_fraction=1.0, total_steps=50, b1=0.8, b2=0.9, weight_decay=0.1,
-        max_gradient_norm=0.3,
-    )  # fmt: skip
-    return optimizer.OptimizerConfig(**fields | changes)
-
-
-def _config(**changes) -> update.UpdateConfig:
-    fields = dict(
-        advantage="gae", discount=0.97, gae_lambda=0.9, whiten=True, mask_estimates=True, policy_loss="ppo_clip",
-        clip_low=0.2, clip_high=0.2, dual_clip=0.0, importance_cap=0.0, value_clip=0.1, has_reference=True,
-        kl_in="reward", kl_estimator="k1", entropy_coefficient=0.03, value_warmup_steps=2, temperature=0.8,
-        vocab_chunk=8, offload=(), compute=slow_decoder.COMPUTE, policy_optimizer=_optimizer(),
-        value_optimizer=_optimizer(max_gradient_norm=100.0),
-    )  # fmt: skip
-    return update.UpdateConfig(**fields | changes)
+ADAM = {"learning_rate": RATE * 2, "warmup_steps": 8, "b1": 0.8, "b2": 0.9, "weight_decay": 0.1}
+PPO = settings.Settings().replace({
+    "algorithm.discount": 0.97, "algorithm.gae_lambda": 0.9, "algorithm.value_clip": 0.1,
+    "algorithm.kl_coefficient": KL, "algorithm.entropy_coefficient": 0.03,
+    "learner.value_warmup_steps": 2, "learner.vocab_chunk": 8, "learner.steps": 50,
+    "rollout.temperature": 0.8, "model.attention": "xla",
+    **{f"policy.{key}": value for key, value in ADAM.items()}, "policy.max_gradient_norm": 0.3,
+    **{f"value.{key}": value for key, value in ADAM.items()}, "value.max_gradient_norm": 100.0,
+})  # fmt: skip
 
 
 def _pack(trajectories, rewards, *, micro_batch_rows=4, max_rows=None, **options):
@@ -57,11 +47,6 @@ def _pack(trajectories, rewards, *, micro_batch_rows=4, max_rows=None, **options
         max_rows=max_rows or len(trajectories),
         weights=[np.full(len(t.tokens), 1 / written, np.float32) for t in trajectories], **options,
     )  # fmt: skip
-
-
-def _slowly(c):
-    """The config as the slow computation wants it, with what is traced in the fast one."""
-    return python_types.SimpleNamespace(**vars(c), kl_coefficient=KL)
 
 
 def _to_mesh(tree):
@@ -153,7 +138,7 @@ def rollout(mesh):
 
 @pytest.fixture(scope="module")
 def ppo(mesh):
-    return update.Learner(MODEL, _config())
+    return update.Learner(MODEL, PPO)
 
 
 @pytest.fixture(scope="module")
@@ -164,16 +149,16 @@ def result(ppo, rollout):
 @pytest.fixture(scope="module")
 def lessons(rollout):
     """The rollout's scores and targets, slowly: a list of lessons for each mini-batch."""
-    c, everything = _config(), []
+    temperature, everything = PPO.rollout.temperature, []
     for t, reward in zip(rollout.trajectories, rollout.rewards, strict=True):
         written = np.flatnonzero(t.sampled)
-        old = slow_decoder.token_logp(rollout.scored, MODEL, t.tokens, c.temperature)
-        reference = slow_decoder.token_logp(rollout.reference, MODEL, t.tokens, c.temperature)
+        old = slow_decoder.token_logp(rollout.scored, MODEL, t.tokens, temperature)
+        reference = slow_decoder.token_logp(rollout.reference, MODEL, t.tokens, temperature)
         hidden, _ = slow_decoder.run(rollout.scored_value, MODEL, t.tokens)
         value = np.append(np.nan, (hidden @ rollout.scored_value["head"])[:-1])
         received = -KL * (old - reference)
         received[written[-1]] += reward
-        advantage = by_hand.gae(received, value, written, discount=c.discount, gae_lambda=c.gae_lambda)
+        advantage = by_hand.gae(received, value, written, discount=0.97, gae_lambda=0.9)
         everything.append(by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage, value, advantage + value))
     pool = np.concatenate([lesson.advantage[lesson.written] for lesson in everything])
     whitened = [
@@ -205,15 +190,13 @@ def test_scores_and_targets_are_those_of_a_slow_computation(result, rollout, les
 
 
 def test_a_ppo_rollout_changes_the_weights_as_the_papers_formulas_do(ppo, result, rollout, lessons):
-    c = ppo.config
-    policy = by_hand.AdamW(rollout.policy, c.policy_optimizer)
-    value = by_hand.AdamW(rollout.value, c.value_optimizer)
-    teach_policy = by_hand.Teacher(by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], _slowly(c))
-    teach_value = by_hand.Teacher(by_hand.value_loss, decoder.abstract(decoder.Value, MODEL)[0], c)
+    policy, value = by_hand.AdamW(rollout.policy, PPO.policy), by_hand.AdamW(rollout.value, PPO.value)
+    teach_policy = by_hand.Teacher(by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], PPO)
+    teach_value = by_hand.Teacher(by_hand.value_loss, decoder.abstract(decoder.Value, MODEL)[0], PPO)
     for mine, statistics in zip(lessons, result.updates, strict=True):
         loss, gradient = teach_policy(policy.params, mine, ROW_TOKENS)
         policy.step(gradient, RATE)
-        entropy = c.entropy_coefficient * statistics["policy/entropy"]
+        entropy = 0.03 * statistics["policy/entropy"]
         np.testing.assert_allclose(statistics["policy/loss"] - entropy, loss, atol=1e-5)
         assert 0.1 < statistics["policy/clipped"] < 0.9
         np.testing.assert_allclose(statistics["policy/learning_rate"], RATE, rtol=1e-6)
@@ -321,7 +304,7 @@ def test_rollouts_of_other_lengths_compile_nothing(ppo, result, rollout):
 
 def test_a_mesh_of_eight_learns_what_one_device_does(result, rollout):
     with jax.set_mesh(parallel.make_mesh(data=2, fsdp=2, tensor=2, devices=jax.devices()[:8])):
-        on_eight = rollout.run(update.Learner(MODEL, _config()))
+        on_eight = rollout.run(update.Learner(MODEL, PPO))
     by_hand.assert_close(_gradients(on_eight.states[0]), _gradients(result.states[0]), relative=1e-5)
     by_hand.assert_close(on_eight.targets, result.targets, relative=1e-5)
     by_hand.assert_close(on_eight.statistics, result.statistics, relative=1e-5)
@@ -333,9 +316,9 @@ def _memories(tree) -> set[str]:
 
 
 def test_what_waits_in_host_memory_changes_no_bit(rollout):
-    config = _config(offload=update.OFFLOADABLE)
+    offloading = PPO.replace({"learner.offload": ("reference", "optimizer")})
     with jax.set_mesh(meshes.make(2, 2, 2)):
-        expected, learner = rollout.run(update.Learner(MODEL, _config())), update.Learner(MODEL, config)
+        expected, learner = rollout.run(update.Learner(MODEL, PPO)), update.Learner(MODEL, offloading)
         _, reference, state = rollout.states(learner)
         layouts = jax.tree.map(lambda x: x.sharding.spec, state)
         reference, batch = learner.keep(reference), _to_mesh(rollout.hosts[0])
@@ -354,14 +337,7 @@ def test_what_waits_in_host_memory_changes_no_bit(rollout):
         assert learner.compiled == 2  # score and update, once each
 
 
-def test_nothing_unknown_waits_in_host_memory():
-    with pytest.raises(
-        ValueError, match=r"learner.offload names \['policy'\]; choose from \['reference', 'optimizer'\]"
-    ):
-        _config(offload=("optimizer", "policy"))
-
-
-# Other algorithms, by `train.learn`: two questions of three samples in each of two mini-batches.
+# Other algorithms, by `learning.step`: two questions of three samples in each of two mini-batches.
 
 SLOW_RATE = RATE / 10  # so that rounding, of which Adam makes whole steps, is not felt in the second gradient
 PRESETS = {
@@ -381,7 +357,7 @@ def _weights_a_token(c, trajectories):
         "token_mean": [1 / sum(written)] * len(written),
         "sequence_mean": [1 / (len(written) * n) for n in written],
         "constant": [1 / (len(written) * 40)] * len(written),
-    }[c.algorithm.aggregation]
+    }[c.aggregation]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -396,8 +372,8 @@ def test_a_step_changes_the_weights_as_the_papers_formulas_do(mesh, rollout, tmp
     config.policy.update(
         learning_rate=SLOW_RATE, warmup_steps=0, b1=0.8, b2=0.9, weight_decay=0.1, max_gradient_norm=0.3
     )
-    learner = setup.learner(config, MODEL)
-    c, rng = learner.config, np.random.default_rng(5)
+    s, rng = settings.Settings.of(config), np.random.default_rng(5)
+    learner, c, temperature = update.Learner(MODEL, s), s.algorithm, s.rollout.temperature
     layouts = by_hand.LAYOUTS + by_hand.LAYOUTS[:4]
     trajectories = [by_hand.trajectory(f"q{i // 3}", layout, rng, sample=i % 3) for i, layout in enumerate(layouts)]
     advantages = [
@@ -405,48 +381,48 @@ def test_a_step_changes_the_weights_as_the_papers_formulas_do(mesh, rollout, tmp
         for question in range(4)
         for advantage in by_hand.group_advantages(c.advantage, GROUPED_REWARDS[3 * question : 3 * question + 3])
     ]
-    slow, lessons = by_hand.AdamW(rollout.policy, c.policy_optimizer), []
+    slow, lessons = by_hand.AdamW(rollout.policy, s.policy), []
     for t, advantage in zip(trajectories, advantages, strict=True):
-        old = slow_decoder.token_logp(rollout.policy, MODEL, t.tokens, c.temperature)
-        reference = slow_decoder.token_logp(rollout.reference, MODEL, t.tokens, c.temperature)
+        old = slow_decoder.token_logp(rollout.policy, MODEL, t.tokens, temperature)
+        reference = slow_decoder.token_logp(rollout.reference, MODEL, t.tokens, temperature)
         nothing = np.zeros(len(t.tokens))
         if c.importance_cap:  # a positive factor of the loss is one of the advantage
             advantage = advantage * np.minimum(np.exp(np.where(t.sampled, old - t.behaviour_logp, 0)), 1.1)
         lessons.append(by_hand.Lesson(t.tokens, t.sampled, old, reference, advantage + nothing, nothing, nothing))
-    teach = by_hand.Teacher(by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], _slowly(c))
+    teach = by_hand.Teacher(by_hand.policy_loss, decoder.abstract(decoder.Policy, MODEL)[0], s)
     # Without variance a question is left out where the algorithm says so, and else teaches KL and entropy alone.
-    kept = [0, 1, 2, 6, 7, 8] if config.algorithm.drop_equal_groups else list(range(12))
+    kept = [0, 1, 2, 6, 7, 8] if c.drop_equal_groups else list(range(12))
     for half in (kept[: len(kept) // 2], kept[len(kept) // 2 :]):
-        weights = _weights_a_token(config, [trajectories[i] for i in half])
+        weights = _weights_a_token(c, [trajectories[i] for i in half])
         _, gradient = teach(slow.params, [lessons[i] for i in half], ROW_TOKENS, weights)
         slow.step(gradient, SLOW_RATE)
 
     place = lambda params: slow_decoder.on_mesh(MODEL, params)
     state = learner.init(place(rollout.policy), None)
     # At step 0: there is no value model whose warm-up the policy would have to wait for.
-    state, values = train.learn(
-        setup.recipe(config), learner, state, place(rollout.reference) if c.has_reference else None,
-        trajectories, GROUPED_REWARDS, 0, kl_coefficient=KL, rate_scale=1.0, failed=tmp_path,
+    state, values = learning.learn(
+        learner, state, place(rollout.reference) if learner.has_reference else None,
+        trajectories, GROUPED_REWARDS, 0, kl_coefficient=KL, failed=tmp_path,
     )  # fmt: skip
     assert state.value is None and not any(name.startswith("value/") for name in values)
-    assert ("kl_to_reference" in values) == c.has_reference
+    assert ("kl_to_reference" in values) == learner.has_reference == bool(c.kl_coefficient)
     by_hand.assert_close(_gradients(state), [slow.mean], relative=1e-4)
     by_hand.assert_close(state.policy, slow.params, relative=WEIGHTS)
 
 
 def test_estimates_without_their_mask_see_what_the_environment_wrote(result, rollout, lessons):
     """As the published code has it: GAE, whitening and the value loss run over all that follows the prompts."""
-    learner = update.Learner(MODEL, _config(mask_estimates=False))
+    learner = update.Learner(MODEL, PPO.replace({"algorithm.mask_estimates": False}))
     batches = [_to_mesh(host) for host in rollout.hosts]
     targets, _ = learner.estimate(batches, [_to_mesh(s) for s in result.scores], None, kl_coefficient=KL)
-    c, everything = learner.config, []
+    everything = []
     for t, reward, lesson in zip(
         rollout.trajectories, rollout.rewards, [lesson for half in lessons for lesson in half], strict=True
     ):
         response = np.arange(t.prompt_tokens, len(t.tokens))
         received = -KL * (lesson.old_logp - lesson.reference_logp)
         received[np.flatnonzero(t.sampled)[-1]] += reward
-        options = dict(discount=c.discount, gae_lambda=c.gae_lambda)
+        options = dict(discount=0.97, gae_lambda=0.9)
         everything.append((response, by_hand.gae(received, lesson.old_value, response, **options), lesson))
     pool = np.concatenate([advantage[response] for response, advantage, _ in everything])
     for half, host, target in zip((everything[:4], everything[4:]), rollout.hosts, targets, strict=True):
@@ -478,9 +454,15 @@ def rollout_update(learner, rollout, result, *, micro_batch_rows):
     return _first_update(rollout, learner, host, scores, targets)
 
 
-@pytest.mark.parametrize(
-    "field, value", [("advantage", "gea"), ("kl_in", "rewards"), ("policy_loss", "ppo"), ("kl_estimator", "k4")]
-)
-def test_a_misspelt_choice_is_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"algorithm.{field} is '{value}'; choose from"):
-        _config(**{field: value})
+@pytest.mark.parametrize("field, value", [("advantage", "gea"), ("policy_loss", "ppo"), ("kl_estimator", "k4")])
+def test_a_misspelt_choice_is_refused_by_name(mesh, field, value):
+    with pytest.raises(ValueError, match=f"algorithm.{field} names '{value}'; make it one of"):
+        update.Learner(MODEL, PPO.replace({f"algorithm.{field}": value}))
+
+
+def test_rows_that_do_not_divide_over_the_mesh_are_refused():
+    with (
+        jax.set_mesh(meshes.make(2, 2)),
+        pytest.raises(ValueError, match="learner.micro_batch_rows of 6 does not divide over 4 shards"),
+    ):
+        update.Learner(MODEL, PPO.replace({"learner.micro_batch_rows": 6}))

@@ -17,6 +17,7 @@ import pytest
 import slow_decoder
 
 from searchr1_jax.core import parallel
+from searchr1_jax.core import settings
 from searchr1_jax.models import decoder
 
 CONFIG = slow_decoder.tiny_config(vocab_size=50)
@@ -196,3 +197,8 @@ def test_bfloat16_arithmetic_stays_near_float32(laptop, host_params):
     for place in PLACES.values():
         error = np.abs(logp[place] - statistics(host_params)[0][place])[1:]
         assert 0 < error.max() < 0.2
+
+
+def test_a_misspelt_attention_is_refused_before_there_is_work_to_lose():
+    with pytest.raises(ValueError, match="model.attention is 'flash'; choose auto or one of"):
+        decoder.Compute.of(settings.Model(attention="flash"))

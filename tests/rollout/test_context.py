@@ -37,7 +37,7 @@ def test_passages_are_cut_to_fit_the_context(byte_tokenizer, context, passage_to
     stretches, trajectory, _ = play(byte_tokenizer, TURN, "y" * 99, passage_tokens=passage_tokens, context=context)
     assert stretches == [PROMPT, ("policy", TURN), ("world", "<i>" + "x" * left + "</i>"), ("policy", "y" * after)]
     assert (trajectory.stop_reason, trajectory.answer) == ("length", None)
-    assert trajectory.turns[-1] == types.Turn(text="y" * after, event="truncated")
+    assert trajectory.turns[-1] == types.Turn(text="y" * after, event="truncated", tokens=after)
     assert trajectory.passages_cut == (left < passage_tokens)
     assert len(trajectory.tokens) == context
     assert trajectory.searches == 1
@@ -71,7 +71,7 @@ def test_decoding_stops_where_the_context_is_full(byte_tokenizer):
     stretches, trajectory, queries = play(byte_tokenizer, TURN, context=6 + 18)
     assert stretches == [PROMPT, ("policy", "<search>ab</search")]
     assert (trajectory.stop_reason, trajectory.answer, queries) == ("length", None, ())
-    assert trajectory.turns == (types.Turn(text="<search>ab</search", event="truncated"),)
+    assert trajectory.turns == (types.Turn(text="<search>ab</search", event="truncated", tokens=18),)
 
 
 def test_an_answer_in_the_last_place_of_the_context_counts(byte_tokenizer):

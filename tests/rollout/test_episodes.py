@@ -220,11 +220,15 @@ def test_episodes_go_as_written(claim, tags, request):
 
 def test_turns_tell_what_was_written_asked_found_and_replied(split_tokenizer):
     trajectory, _ = play(split_tokenizer, LOOK, "Hm.<eos>", ANSWER)
+    look, hm, answer = (len(split_tokenizer.encode(text)) for text in (LOOK, "Hm.", ANSWER))
+    found = tuple(PASSAGES["Emma"][:2])
     assert trajectory.turns == (
-        types.Turn(text=LOOK, event="search", content="Emma", passages=tuple(PASSAGES["Emma"][:2]), reply=EMMA),
-        types.Turn(text="Hm.", event="invalid", reply=CORRECTION),
-        types.Turn(text=ANSWER, event="answer", content="Jane Austen"),
+        types.Turn(text=LOOK, event="search", content="Emma", passages=found, reply=EMMA, tokens=look),
+        types.Turn(text="Hm.", event="invalid", reply=CORRECTION, tokens=hm),
+        types.Turn(text=ANSWER, event="answer", content="Jane Austen", tokens=answer),
     )
+    assert trajectory.turn[trajectory.sampled].tolist() == [0] * look + [1] * hm + [2] * answer
+    assert set(trajectory.turn[~trajectory.sampled]) == {-1}
 
 
 def test_the_token_that_completes_a_tag_stays_whole_and_only_the_query_is_cut(split_tokenizer):

@@ -16,6 +16,7 @@ from searchr1_jax.core import types
 from searchr1_jax.learning import step as learning
 from searchr1_jax.rollout import episodes
 from searchr1_jax.run import acting
+from searchr1_jax.text import rewards
 
 # A question that comes twice in a step.
 
@@ -76,12 +77,12 @@ def _answer(reward):
     """All episodes, as they arrive in some order, rewarded in three threads."""
     arriving = [_trajectory(e, n) for e, n in ((C, 1), (A, 2), (A, 0), (B, 1), (A, 3), (C, 0), (B, 0), (A, 1))]
     rollout = python_types.SimpleNamespace(run=lambda *_, **__: iter(arriving), counts=episodes.Counts())
-    return acting.answer(rollout, [], None, reward=reward, reward_threads=3, seed=0, step=0, what="rollout")
+    summed = rewards.WeightedSum(rewards={"table": reward}, weights={"table": 1.0})
+    return acting.answer(rollout, [], None, reward=summed, reward_threads=3, seed=0, step=0, what="rollout")
 
 
 def _worth(trajectory):
-    reward = REWARDS[trajectory.example.id][trajectory.sample]
-    return acting.Rewarded(reward, {"table": reward})
+    return REWARDS[trajectory.example.id][trajectory.sample]
 
 
 def test_each_episode_is_rewarded_once_and_keeps_its_reward_when_it_is_sorted():
@@ -110,8 +111,7 @@ def test_a_reward_that_raises_is_a_failure_that_names_the_episode_and_the_others
 def test_groups_of_a_question_asked_twice_stay_whole(laptop, tmp_path):
     """Each group of G = 2 has its own mean; the first mini-batch holds a's two groups, the second b's and c's."""
     answered, learner = _answer(_worth), _Listener()
-    rewards = [worth.reward for worth in answered.rewards]
-    scalars = dict(kl_coefficient=0.0, rate_scale=1.0, failed=tmp_path)
-    learning.learn(learner, None, None, answered.trajectories, rewards, 0, **scalars)
+    given = [worth.reward for worth in answered.rewards]
+    learning.learn(learner, None, None, answered.trajectories, given, 0, kl_coefficient=0.0, failed=tmp_path)
     half = 0.5**0.5  # (1 - ½) / the unbiased standard deviation of (0, 1); also that of (3, 1)
     np.testing.assert_allclose(learner.heard, [[-half, half, 0, 0], [half, -half, 0, 0]], atol=1e-5)

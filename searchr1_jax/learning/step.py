@@ -1,0 +1,63 @@
+"""One step of learning, from what a rollout brought to the next state.
+
+trajectories, rewards ─ minibatches ─▶ batches on the mesh ─ update.Learner: score, estimate, update ─▶ TrainState
+                                                         guards: what is not finite stops the run
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Sequence
+
+import jax
+import numpy as np
+
+from searchr1_jax.core import parallel
+from searchr1_jax.core import types
+from searchr1_jax.learning import guards
+from searchr1_jax.learning import minibatches
+from searchr1_jax.learning import update
+from searchr1_jax.models import decoder
+
+
+def learn(
+    learner: update.Learner,
+    state: update.TrainState,
+    reference: decoder.Params | None,
+    trajectories: Sequence[types.Trajectory],
+    rewards: Sequence[types.Worth],
+    step: int,
+    *,
+    kl_coefficient: float,
+    rate_scale: float = 1.0,
+    failed: pathlib.Path,
+) -> tuple[update.TrainState, dict[str, float]]:
+    """Learns from the sorted trajectories of a rollout. Returns the next state (`state` is donated) and statistics.
+
+    Args:
+      reference: as `learner.keep` returned it; None where the learner has none.
+      rewards: a number, or one for each turn, of each trajectory.
+      step: counts rollouts from 0.
+      failed: directory for the batch of an update that came to something not finite.
+    """
+    guards.check_rewards(trajectories, rewards)
+    made = minibatches.make(trajectories, rewards, learner.settings)
+    on_mesh = lambda trees: [parallel.to_mesh(tree, None, "batch", None) for tree in trees]
+    batches = on_mesh(made.batches)
+    scores = [learner.score(state, reference, batch) for batch in batches]
+    group_advantages = None if made.advantages is None else on_mesh(made.advantages)
+    targets, statistics = learner.estimate(batches, scores, group_advantages, kl_coefficient=kl_coefficient)
+    scalars = {"kl_coefficient": kl_coefficient, "rate_scale": rate_scale}
+    collected = []
+    for batch, score, target, learned in zip(batches, scores, targets, made.learned, strict=True):
+        if learned:
+            state, values = learner.update(state, batch, score, target, step, **scalars)
+            collected.append(values)
+    statistics, collected = jax.device_get((statistics, collected))
+    done = [(batch, learned) for batch, learned in zip(made.batches, made.learned, strict=True) if learned]
+    for values, (batch, learned) in zip(collected, done, strict=True):
+        ids = [trajectories[i].example.id for i in learned]
+        guards.check_update(values, batch, ids, step=step + 1, directory=failed)
+    names = collected[0] if collected else ()
+    means = {name: float(np.mean([values[name] for values in collected])) for name in names}
+    return state, made.statistics | {name: float(value) for name, value in statistics.items()} | means
