@@ -305,7 +305,7 @@ def act(e: Experiment, at: Position, workdir: pathlib.Path) -> Experience:
         step=step,
         policy_step=step,
         trajectories=answered.trajectories,
-        rewards=answered.rewards,
+        rewards=[rewarded for rewarded in answered.rewards if rewarded],
         stream=e.stream.state(),
         statistics=answered.statistics | {"hand_over/bytes": e.actor.engine.hand_over_bytes} | seconds,
     )

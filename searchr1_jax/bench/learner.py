@@ -162,15 +162,15 @@ def trajectories(p: Packing, *, seed: int) -> list[types.Trajectory]:
 
 def packed(p: Packing, these: list[types.Trajectory]) -> types.Batch:
     """As many rows in use as first-fit takes, a row a micro-batch."""
-    options = {"row_tokens": p.row_tokens, "micro_batch_rows": 1, "max_rows": len(these)}
-    return packing.pack(these, [1.0] * len(these), **options)
+    rewards = [1.0] * len(these)
+    return packing.pack(these, rewards, row_tokens=p.row_tokens, micro_batch_rows=1, max_rows=len(these))
 
 
 def padded(p: Packing, these: list[types.Trajectory]) -> types.Batch:
     """One trajectory a row, all rows as long as the longest."""
     longest = max(len(t.tokens) for t in these)
-    options = {"row_tokens": -(-longest // p.vocab_chunk) * p.vocab_chunk, "micro_batch_rows": 1, "max_rows": 1}
-    alone = [packing.pack([t], [1.0], **options) for t in these]
+    row_tokens = -(-longest // p.vocab_chunk) * p.vocab_chunk
+    alone = [packing.pack([t], [1.0], row_tokens=row_tokens, micro_batch_rows=1, max_rows=1) for t in these]
     together = jax.tree.map(lambda *parts: np.concatenate([np.atleast_1d(x) for x in parts]), *alone)
     return dataclasses.replace(together, micro_batches=np.int32(len(alone)))
 

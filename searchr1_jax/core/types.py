@@ -14,7 +14,6 @@ tokens before it, the value just before it, whether the policy wrote it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -103,7 +102,7 @@ class Trajectory:
         return self.calls("search")
 
 
-Worth = float | Sequence[float]  # a trajectory's reward: a number, which counts for its last turn, or one each turn
+Worth = Any  # a trajectory's reward: a float, which counts for its last turn, or a sequence with one for each turn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -143,6 +143,7 @@ def spread(values_NK: np.ndarray, batch: types.Batch) -> np.ndarray:
     Args:
       values_NK: of the N trajectories that were packed: one a turn, or (K = 1) one for all turns of each.
     """
-    values_NK = np.append(np.float32(values_NK), np.zeros((1, values_NK.shape[1]), np.float32), axis=0)  # empty space
+    empty_space = np.zeros((1, values_NK.shape[1]), np.float32)
+    values_NK = np.concatenate([np.float32(values_NK), empty_space])
     turn = np.minimum(batch.turn, values_NK.shape[1] - 1)
     return np.where(batch.policy_mask, values_NK[batch.trajectory, turn], np.float32(0))

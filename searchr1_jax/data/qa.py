@@ -105,7 +105,8 @@ def load(file: str | os.PathLike, *, name: str, cache_dir: str | os.PathLike) ->
     prepared = cache_dir / f"{file.stem}-{digest[:16]}"
     if not prepared.exists():
         _prepare(file, prepared)
-    return Questions(tfds.builder_from_directory(str(prepared)).as_data_source(split="train"), name)
+    records = tfds.builder_from_directory(str(prepared)).as_data_source("train")  # pyright: ignore[reportCallIssue]
+    return Questions(records, name)
 
 
 def _prepare(file: pathlib.Path, prepared: pathlib.Path) -> None:

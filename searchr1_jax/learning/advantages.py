@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,8 +166,8 @@ class Advantage:
 
     # (reward_BT, value_BT, mask_BT, segment_BT, algorithm), as `gae`; then whitened, unless algorithm.whiten is False.
     of_tokens: Callable[..., jax.Array] | None = None
-    of_trajectories: Callable[..., jax.Array] | None = None  # (reward_QG), as `group_mean`; turns' rewards are added up
-    of_turns: Callable[..., np.ndarray] | None = None  # (reward_QGK, rewarded_QGK, algorithm), as `turn_returns`
+    of_trajectories: Callable[..., Any] | None = None  # (reward_QG), as `group_mean`; turns' rewards are added up
+    of_turns: Callable[..., Any] | None = None  # (reward_QGK, rewarded_QGK, algorithm), as `turn_returns`
     ignores: tuple[str, ...] = ()  # keys of the section `algorithm` that such a function is given and does not look at
     needs_value: bool = False  # a value model, which learns to tell the returns: advantage + value
     known_as: str = ""  # the algorithm that a policy is then said to be trained with

@@ -41,10 +41,11 @@ def make(
     batches = [_pack([(trajectories[i], rewards[i]) for i in part], settings, most, row_tokens) for part in parts]
     values = None
     if estimator.of_groups:
-        if estimator.of_turns:
-            values_QGK = estimator.of_turns(reward_QGK, rewarded_QGK, algorithm)
-        else:
+        if estimator.of_trajectories:
             values_QGK = np.asarray(estimator.of_trajectories(reward_QGK[..., 0]))[..., None]
+        else:
+            assert estimator.of_turns  # it has one of the two
+            values_QGK = estimator.of_turns(reward_QGK, rewarded_QGK, algorithm)
         values_NK = values_QGK.reshape(len(trajectories), -1)
         values = [packing.spread(values_NK[part], batch) for part, batch in zip(parts, batches, strict=True)]
     rows = sum(int(batch.micro_batches) for batch in batches) * c.micro_batch_rows
@@ -68,7 +69,8 @@ def _in_groups(trajectories, rewards, samples: int, *, turns: bool) -> tuple[np.
     for i, (reward, count) in enumerate(zip(rewards, counts, strict=True)):
         place = i, slice(count - np.size(reward), count)  # a number counts for the last turn
         reward_NK[place], rewarded_NK[place] = reward, True
-    return tuple(x.reshape(-1, samples, x.shape[1]) for x in (reward_NK, rewarded_NK))
+    in_groups = lambda x: x.reshape(-1, samples, x.shape[1])
+    return in_groups(reward_NK), in_groups(rewarded_NK)
 
 
 def _cut(varied_Q: np.ndarray, settings: settings_lib.Settings) -> tuple[list[list[int]], int]:

@@ -33,9 +33,9 @@ class TrainState(NamedTuple):
     """Everything that learning changes; pure dictionaries of sharded arrays."""
 
     policy: decoder.Params
-    policy_optimizer: optax.OptState
+    policy_optimizer: Any  # of optax
     value: decoder.Params | None
-    value_optimizer: optax.OptState | None
+    value_optimizer: Any
 
 
 class Scores(NamedTuple):
@@ -203,10 +203,10 @@ class Learner:
             if a.kl_in == "reward":
                 reward = reward - kl_coefficient * self._kl(logp, reference_logp)
         returns = jnp.zeros_like(reward)
-        if self._advantage.of_groups:
+        if (of_tokens := self._advantage.of_tokens) is None:
             advantage = jnp.stack(group_advantages)
         else:
-            estimate = lambda *arrays: self._advantage.of_tokens(*arrays, a)
+            estimate = lambda *arrays: of_tokens(*arrays, a)
             advantage = jax.vmap(jax.vmap(estimate))(reward, value, estimated, stack("segment", batches))
             if self.has_value_model:
                 returns = jnp.where(estimated, advantage + value, 0.0)

@@ -120,7 +120,7 @@ def trajectory_row(trajectory: types.Trajectory, reward: types.Worth | None) -> 
         "golden_answers": list(trajectory.example.golden_answers),
         "answer": trajectory.answer,
         "reward": None if reward is None else rewards.amount(reward),
-        **({} if np.ndim(reward or 0) == 0 else {"turn_rewards": list(reward)}),
+        **({"turn_rewards": list(reward)} if np.ndim(reward) else {}),
         "stop_reason": trajectory.stop_reason,
         "turns": [{"text": t.text, "event": t.event, "content": t.content, "reply": t.reply} for t in trajectory.turns],
         "tokens": trajectory.tokens.tolist(),
