@@ -120,7 +120,7 @@ def trajectory_row(trajectory: types.Trajectory, reward: types.Worth | None) -> 
         "golden_answers": list(trajectory.example.golden_answers),
         "answer": trajectory.answer,
         "reward": None if reward is None else rewards.amount(reward),
-        **({"turn_rewards": list(reward)} if np.ndim(reward) else {}),
+        **({} if reward is None or np.ndim(reward) == 0 else {"turn_rewards": list(reward)}),
         "stop_reason": trajectory.stop_reason,
         "turns": [{"text": t.text, "event": t.event, "content": t.content, "reply": t.reply} for t in trajectory.turns],
         "tokens": trajectory.tokens.tolist(),
