@@ -112,9 +112,13 @@ class Runner:
                 raise Stopped
             # In a session of its own, so that Ctrl-C reaches it once, through us. It inherits the log and its lock.
             process = subprocess.Popen(
-                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env=os.environ | {"PYTHONPATH": search},
-            )  # fmt: skip
+            )
             self._running.add(process)
         try:
             while process.returncode is None:
