@@ -19,7 +19,7 @@ def test_listing_runs_nothing_and_says_how_far_each_is(place, do):
     place.tell("fail-b-train")
     assert do(only=["a", "b"]).keys() == {"b"}
     place.asked()
-    lines = sweep.listing(place.config, place.workdir).splitlines()
+    lines = sweep.listing(place.workdir, sweep.plan(place.config, place.workdir)).splitlines()
     states = [line.split("--config")[0].split() for line in lines]
     assert states == [["a", "done"], ["b", "after", "evaluate-base"], ["c", "to", "do"]]
     assert lines[2].endswith(f"--config={place.config} --config.seed=3") and place.asked() == []
