@@ -53,54 +53,45 @@ class Study(NamedTuple):
         return cls(title, config.METHODS, config.PAPERS, config.PANELS)
 
 
-class Column(NamedTuple):
-    """Of a table: a figure of a run, and how it is written."""
-
-    of: Callable[[finished_runs.Run], float]
-    written: Callable[[float], str]
-
-    def cell(self, runs: Sequence[finished_runs.Run]) -> str:
-        """The mean over the seeds, and the smallest and the largest where they differ."""
-        values = list(map(self.of, runs))
-        low, mean, high = map(self.written, (min(values), sum(values) / len(values), max(values)))
-        return mean if low == high else f"{mean} ({low}–{high})"
-
-
-def _em(name: str) -> Column:
-    return Column(lambda run: run.evaluations[name]["em"], claims.number)
-
-
-def _em_by_hops(hops: str) -> Column:
-    return Column(lambda run: run.evaluations["final-sampled"]["em_by_hops"][hops], claims.number)
-
-
-def _searches(name: str) -> Column:
-    return Column(lambda run: run.evaluations[name]["searches"], "{:.2f}".format)
-
-
-_SECONDS = Column(lambda run: run.training_s, "{:.0f}".format)
-
-
-def _seeds(runs: Sequence[finished_runs.Run]) -> str:
-    return ", ".join(str(run.seed) for run in runs)
-
-
 def table(rows: Sequence[Sequence[str]]) -> str:
     """A markdown table; the first row is the head."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
+def cell(runs: Sequence[finished_runs.Run], of: Callable[[finished_runs.Run], float], written=claims.number) -> str:
+    """The mean of a figure over the seeds, and the smallest and the largest where they differ."""
+    values = list(map(of, runs))
+    low, mean, high = map(written, (min(values), sum(values) / len(values), max(values)))
+    return mean if low == high else f"{mean} ({low}–{high})"
+
+
+def _em(runs: Sequence[finished_runs.Run], name: str) -> str:
+    return cell(runs, lambda run: run.evaluations[name]["em"])
+
+
+def _searches(runs: Sequence[finished_runs.Run], name: str) -> str:
+    return cell(runs, lambda run: run.evaluations[name]["searches"], "{:.2f}".format)
+
+
+def _seconds(runs: Sequence[finished_runs.Run]) -> str:
+    return cell(runs, lambda run: run.training_s, "{:.0f}".format)
+
+
+def _seeds(runs: Sequence[finished_runs.Run]) -> str:
+    return ", ".join(str(run.seed) for run in runs)
+
+
 def figures(methods: Mapping[str, claims.Method], runs: finished_runs.Runs) -> str:
     """The table of all figures: a row for each method."""
     hops = sorted({h for some in runs.values() for h in some[0].evaluations["final-sampled"]["em_by_hops"]})
-    columns = {name.replace("-", ", ").removeprefix("final, "): _em(name) for name in finished_runs.EVALUATIONS}
-    columns |= {f"{h}-hop, sampled": _em_by_hops(h) for h in hops}
-    columns |= {f"searches, {decoding}": _searches(f"final-{decoding}") for decoding in ("greedy", "sampled")}
-    columns["seconds"] = _SECONDS
-    rows = [["method", "seeds", *columns]]
+    head = ["method", "seeds", "base, greedy", "base, sampled", "greedy", "sampled"]
+    head += [*(f"{h}-hop, sampled" for h in hops), "searches, greedy", "searches, sampled", "seconds"]
+    rows = [head]
     for name, some in runs.items():
-        rows.append([methods[name].title, _seeds(some), *(column.cell(some) for column in columns.values())])
+        row = [methods[name].title, _seeds(some), *(_em(some, each) for each in finished_runs.EVALUATIONS)]
+        row += [cell(some, lambda run, h=h: run.evaluations["final-sampled"]["em_by_hops"][h]) for h in hops]
+        rows.append([*row, _searches(some, "final-greedy"), _searches(some, "final-sampled"), _seconds(some)])
     return table(rows)
 
 
@@ -111,61 +102,26 @@ def short(
     first = next(iter(runs.values()))  # others may have a base of their own: docs/study.md has them all
     n = first[0].evaluations["final-sampled"]["n"]
     head = [f"exact match on {n} test questions", "seeds", "greedy", "sampled", "searches", "seconds"]
-    rows = [[*head, "the papers' findings"]]
-    columns = lambda name: (_em(f"{name}-greedy"), _em(f"{name}-sampled"), _searches(f"{name}-sampled"))
-    rows.append(["the base", _seeds(first), *(column.cell(first) for column in columns("base")), "", ""])
+    tested = lambda some, which: (
+        _seeds(some),
+        *(_em(some, f"{which}-{decoding}") for decoding in ("greedy", "sampled")),
+        _searches(some, f"{which}-sampled"),
+    )
+    rows = [[*head, "the papers' findings"], ["the base", *tested(first, "base"), "", ""]]
     for name, some in runs.items():
-        cells = [column.cell(some) for column in (*columns("final"), _SECONDS)]
         said = "; ".join(f"{f.title}: {f.verdict}" for f in findings[name] if f.pairs)
-        rows.append([methods[name].title, _seeds(some), *cells, said])
+        rows.append([methods[name].title, *tested(some, "final"), _seconds(some), said])
     return table(rows)
 
 
-def report(
-    study: Study,
-    runs: finished_runs.Runs,
-    findings: Mapping[str, Sequence[claims.Finding]],
-    *,
-    made: str,
-    cost: str,
-    unfinished: Sequence[str],
-    picture: str,
-) -> str:
-    """docs/study.md.
-
-    Args:
-      made: how it was written.
-      cost: what the commands took.
-      unfinished: names of runs that are left out.
-      picture: the file's name, beside the document.
-    """
-    first = next(iter(runs.values()))[0]
-    parts = [
-        f"# {study.title}",
-        made,
-        f"![Held-out exact match and searches by step]({picture})",
-        f"*Validation on {first.validation_questions} questions, sampled; bands reach from the smallest to the largest"
-        " of the seeds.*",
-        f"Exact match and searches a question on {first.evaluations['final-sampled']['n']} test questions after"
-        f" {first.settings.learner.steps} steps: the mean and, where seeds differ, the smallest and largest. Seconds"
-        " are those of the steps, without start and evaluations, on the machine and beside the load that the runs had.",
-        figures(study.methods, runs),
-        cost,
-        "## The papers' findings",
-        study.papers,
-        claims.RULE,
-    ]
-    for name in runs:
-        if said := [f"* {finding.sentence()}" for finding in findings[name] if finding.pairs]:
+def judged(study: Study, findings: Mapping[str, Sequence[claims.Finding]]) -> list[str]:
+    """The paragraphs on the claims: those of each method, and those that are not measured."""
+    parts, missing = [], []
+    for name, found in findings.items():
+        missing += [f"{study.methods[name].title}: {finding.title}" for finding in found if not finding.pairs]
+        if said := [f"* {finding.sentence()}" for finding in found if finding.pairs]:
             parts += [f"**{study.methods[name].title}**", "\n".join(said)]
-    missing = [
-        f"{study.methods[name].title}: {f.title}" for name, some in findings.items() for f in some if not f.pairs
-    ]
-    if missing:
-        parts.append(f"Not measured: {'; '.join(missing)}.")
-    if unfinished:
-        parts.append(f"Not finished, and left out: {', '.join(unfinished)}.")
-    return "\n\n".join(parts) + "\n"
+    return [*parts, f"Not measured: {'; '.join(missing)}."] if missing else parts
 
 
 def update_block(path: pathlib.Path, text: str) -> None:
@@ -207,21 +163,34 @@ def run(
     study = Study.read(command.config_file(str(config)))
     output, methods = pathlib.Path(document), study.methods
     runs, unfinished = finished_runs.read(pathlib.Path(workdir), methods)
-    findings, picture = claims.judge(methods, runs), output.with_suffix(".png")
+    findings, picture, first = claims.judge(methods, runs), output.with_suffix(".png"), next(iter(runs.values()))[0]
     output.parent.mkdir(parents=True, exist_ok=True)
     panels = {
         title: {methods[name].title: [run.rows for run in runs[name]] for name in names if name in runs}
         for title, names in study.panels.items()
     }
     curves.study_curves(picture, {title: lines for title, lines in panels.items() if lines})
-    chosen = "" if str(config) == _CONFIG else f" --config={config}"
-    chosen += f" --workdir={workdir}" + ("" if str(document) == _DOCUMENT else f" --document={document}")
-    made = (
-        f"Written by `python -m searchr1_jax.study{chosen}` from the logs of the runs of `{config}`; the verdicts are"
-        " computed too."
-    )
-    told = dict(made=made, cost=_cost(pathlib.Path(workdir)), picture=picture.name)
-    output.write_text(report(study, runs, findings, unfinished=unfinished, **told))
+    given = dict(config=(config, _CONFIG), workdir=(workdir, None), document=(document, _DOCUMENT))
+    chosen = " ".join(f"--{name}={value}" for name, (value, default) in given.items() if str(value) != default)
+    parts = [
+        f"# {study.title}",
+        f"Written by `python -m searchr1_jax.study {chosen}` from the logs of the runs of `{config}`; the verdicts are"
+        " computed too.",
+        f"![Held-out exact match and searches by step]({picture.name})",
+        f"*Validation on {first.validation_questions} questions, sampled; bands reach from the smallest to the largest"
+        " of the seeds.*",
+        f"Exact match and searches a question on {first.evaluations['final-sampled']['n']} test questions after"
+        f" {first.settings.learner.steps} steps: the mean and, where seeds differ, the smallest and largest. Seconds"
+        " are those of the steps, without start and evaluations, on the machine and beside the load that the runs had.",
+        figures(methods, runs),
+        _cost(pathlib.Path(workdir)),
+        "## The papers' findings",
+        study.papers,
+        claims.RULE,
+        *judged(study, findings),
+        *([f"Not finished, and left out: {', '.join(unfinished)}."] if unfinished else []),
+    ]
+    output.write_text("\n\n".join(parts) + "\n")
     written = [output, picture]
     if readme:
         written.append(pathlib.Path(readme))

@@ -30,15 +30,11 @@ from searchr1_jax.sweeps import entries
 from searchr1_jax.sweeps import runner
 
 
-def plan(config: str | os.PathLike, workdir: str | os.PathLike, *, only: Sequence[str] = ()) -> list[entries.Entry]:
-    """The runs of a config file whose names match, all of them.
-
-    Raises:
-      ValueError: for a sweep that cannot work, or directories that hold other runs.
-    """
+def plan(config: str | os.PathLike, workdir: str | os.PathLike, only: Sequence[str] = ()) -> list[entries.Entry]:
+    """The runs whose names match, each checked against what its directory holds; raises ValueError as `run` does."""
     runs = entries.choose(entries.read(command.config_file(str(config)).absolute()), only)
     for each in runs:
-        entries.check(each, pathlib.Path(workdir).absolute() / each.name)
+        entries.check(each, pathlib.Path(workdir) / each.name)
     return runs
 
 
@@ -51,10 +47,10 @@ def run(
       only: names or patterns of them; none: all.
       jobs: runs at once.
     Raises:
-      ValueError: as `plan` does, before anything runs.
+      ValueError: before anything runs, for a sweep that cannot work, or a directory that holds another run.
       Stopped: where a signal asked it to stop.
     """
-    runs, directory = plan(config, workdir, only=only), pathlib.Path(workdir).absolute()
+    runs, directory = plan(config, workdir, only), pathlib.Path(workdir).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     with runner.Runner(directory) as at_work:
         failed = at_work.work(runs, jobs)
@@ -65,12 +61,11 @@ def run(
     return failed
 
 
-def listing(config: str | os.PathLike, workdir: str | os.PathLike, *, only: Sequence[str] = ()) -> str:
+def listing(workdir: pathlib.Path, runs: Sequence[entries.Entry]) -> str:
     """A line for each run: how far it is and what its config is."""
     lines = []
-    for each in plan(config, workdir, only=only):
-        directory = pathlib.Path(workdir) / each.name
-        done = [step.label for step in each.steps if step.is_done(each, directory)]
+    for each in runs:
+        done = [step.label for step in each.steps if step.is_done(each, workdir / each.name)]
         state = "done" if len(done) == len(each.steps) else f"after {done[-1]}" if done else "to do"
         lines.append(f"{each.name:24} {state:20} {' '.join(each.flags)}")
     return "\n".join(lines)
@@ -88,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     given = flags.FLAGS
     if given.list:
-        print(listing(given.config, given.workdir, only=given.only))
+        print(listing(pathlib.Path(given.workdir), plan(given.config, given.workdir, given.only)))
         return
     try:
         failed = run(given.config, given.workdir, only=given.only, jobs=given.jobs)

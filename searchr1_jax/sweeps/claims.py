@@ -120,21 +120,21 @@ class Finding:
 
 def judge(methods: Mapping[str, Method], runs: finished_runs.Runs) -> dict[str, list[Finding]]:
     """All claims against the runs, by method; without pairs where a method has no run, or no seed in common."""
-    return {name: [_judge(name, claim, methods, runs) for claim in methods[name].claims] for name in methods}
-
-
-def _judge(name: str, claim: Claim, methods: Mapping[str, Method], runs: finished_runs.Runs) -> Finding:
-    against, than = claim.against or name, claim.than or claim.measure
-    ours, theirs = runs.get(name, ()), runs.get(against, ())
-    values = {run.seed: than.of(run) for run in theirs}
-    pairs = {run.seed: (claim.measure.of(run), values[run.seed]) for run in ours if run.seed in values}
-    margin = 0.0
-    if pairs:
-        error = math.sqrt(claim.measure.variance(ours) + than.variance(theirs))
-        margin = max(claim.measure.spread(ours), than.spread(theirs), 2 * error)
-    title = claim.title or f"against {methods[against].title}"
-    other = f"that of {methods[against].title}" if claim.against else than.words
-    return Finding(title=title, claim=claim, compared=f"{claim.measure.words} and {other}", pairs=pairs, margin=margin)
+    found: dict[str, list[Finding]] = {name: [] for name in methods}
+    for name, claim in ((name, claim) for name, method in methods.items() for claim in method.claims):
+        measure, than = claim.measure, claim.than or claim.measure
+        ours, theirs = runs.get(name, ()), runs.get(claim.against or name, ())
+        values = {run.seed: than.of(run) for run in theirs}
+        pairs = {run.seed: (measure.of(run), values[run.seed]) for run in ours if run.seed in values}
+        margin = 0.0
+        if pairs:
+            error = math.sqrt(measure.variance(ours) + than.variance(theirs))
+            margin = max(measure.spread(ours), than.spread(theirs), 2 * error)
+        other = methods[claim.against].title if claim.against else ""
+        compared = f"{measure.words} and {f'that of {other}' if other else than.words}"
+        title = claim.title or f"against {other}"
+        found[name].append(Finding(title=title, claim=claim, compared=compared, pairs=pairs, margin=margin))
+    return found
 
 
 def number(value: float) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import fnmatch
 import hashlib
-import importlib.util
 import json
 import pathlib
 import re
-import sys
+import runpy
+import types
 from typing import Any
 
 from searchr1_jax.core import settings as settings_lib
@@ -87,18 +87,14 @@ MAKE_BASE = (Step(label="prepare", command="prepare"), Step(label="sft", command
 
 
 def load(path: pathlib.Path, *names: str) -> Any:
-    """A config file as a module, which has to define these names.
+    """What a config file defines, these names at least.
 
     Raises:
       ValueError: where it does not, or there is no such file.
     """
     if not path.is_file():
         raise ValueError(f"--config={path} does not exist; name a file as configs/study.py, without an argument")
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_as_sweep", path)
-    assert spec and spec.loader  # it is a file
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where the dataclasses in it look for it
-    spec.loader.exec_module(module)
+    module = types.SimpleNamespace(**runpy.run_path(str(path)))
     if missing := [name for name in names if not hasattr(module, name)]:
         raise ValueError(f"{path} defines no {' and no '.join(missing)}; it needs {', '.join(names)}")
     return module
@@ -123,7 +119,11 @@ def read(path: pathlib.Path) -> list[Entry]:
             raise ValueError(f"sweep entry {name!r} is there twice; names differ in more than case")
         try:
             run = _entry(name, path, module.get_config, argument, settings_lib.flatten(changes))
-            _check_model(run.settings)
+            if (start := run.settings.model.path) != (made := run.settings.sft.output):
+                raise ValueError(
+                    f"model.path is {start!r}, but runs of a sweep start from the base that it makes, sft.output ="
+                    f" {made!r}; leave model.path as it is"
+                )
             found[name.lower()] = dataclasses.replace(run, base=_base(run, path, module.get_config))
         except ValueError as error:
             raise ValueError(f"sweep entry {name!r}: {error}") from error
@@ -143,14 +143,6 @@ def _entry(
     values = {key.name: key.value for key in settings_lib.keys(settings)}
     config = f"--config={path}:{argument}" if argument else f"--config={path}"
     return Entry(name=name, flags=(config, *(f"--config.{k}={values[k]}" for k in changes)), settings=settings)
-
-
-def _check_model(settings: settings_lib.Settings) -> None:
-    if settings.model.path != settings.sft.output:
-        raise ValueError(
-            f"model.path is {settings.model.path!r}, but runs of a sweep start from the base that it makes, sft.output"
-            f" = {settings.sft.output!r}; leave model.path as it is"
-        )
 
 
 def _base(run: Entry, path: pathlib.Path, get_config: Callable[[str], Any]) -> Entry:

@@ -112,9 +112,13 @@ class Runner:
                 raise Stopped
             # In a session of its own, so that Ctrl-C reaches it once, through us. It inherits the log and its lock.
             process = subprocess.Popen(
-                [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env=os.environ | {"PYTHONPATH": search},
-            )  # fmt: skip
+            )
             self._running.add(process)
         try:
             while process.returncode is None:
@@ -133,18 +137,15 @@ class Runner:
     def _log(self, name: str) -> Iterator[BinaryIO]:
         """The log of a directory, locked; whoever else works there is waited for."""
         with open(self._workdir / f"{name}.log", "ab") as log:
-            waiting = False
-            while True:
-                try:
+            for attempt in itertools.count():
+                with contextlib.suppress(BlockingIOError):
                     fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
-                    if self.stopping:
-                        raise Stopped from None
-                    if not waiting:
-                        self.say(f"{name}: waiting for another process that works on it")
-                    waiting = True
-                    time.sleep(_LOOK_EVERY_S)
+                if self.stopping:
+                    raise Stopped
+                if attempt == 0:
+                    self.say(f"{name}: waiting for another process that works on it")
+                time.sleep(_LOOK_EVERY_S)
             yield log
 
     @contextlib.contextmanager

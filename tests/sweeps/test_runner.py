@@ -115,7 +115,6 @@ def test_a_signal_that_is_ignored_as_nohup_has_it_does_not_stop_it(place, do):
     assert do() == {} and place.asked() == [*BASE, *_of("a")]
 
 
-@pytest.mark.slow
 def test_what_a_killed_sweep_left_running_is_waited_for(place, do, monkeypatch):
     place.write('add("a")')
     hold = place.tell("hold-a-train")
