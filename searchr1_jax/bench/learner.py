@@ -162,8 +162,7 @@ def trajectories(p: Packing, *, seed: int) -> list[types.Trajectory]:
 
 def packed(p: Packing, these: list[types.Trajectory]) -> types.Batch:
     """As many rows in use as first-fit takes, a row a micro-batch."""
-    rewards = [1.0] * len(these)
-    return packing.pack(these, rewards, row_tokens=p.row_tokens, micro_batch_rows=1, max_rows=len(these))
+    return packing.pack(these, [1.0] * len(these), row_tokens=p.row_tokens, micro_batch_rows=1, max_rows=len(these))
 
 
 def padded(p: Packing, these: list[types.Trajectory]) -> types.Batch:

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from searchr1_jax.core import types
+from searchr1_jax.text import rewards as rewards_lib
 
 jax.tree_util.register_dataclass(
     types.Batch,
@@ -111,7 +112,8 @@ def pack(
 def _reward(reward: types.Worth, turn: np.ndarray) -> np.ndarray:
     """float32[T], the rewards of a trajectory on the tokens of its turns."""
     placed = np.zeros(len(turn), np.float32)
-    of_turns = {turn.max(initial=-1): reward} if np.ndim(reward) == 0 else dict(enumerate(reward))
+    each = rewards_lib.by_turn(reward)
+    of_turns = {int(turn.max(initial=-1)): rewards_lib.amount(reward)} if each is None else dict(enumerate(each))
     for k, value in of_turns.items():
         places = np.flatnonzero((turn >= 0) & (turn <= k))
         placed[places[-1:]] += value
@@ -143,7 +145,6 @@ def spread(values_NK: np.ndarray, batch: types.Batch) -> np.ndarray:
     Args:
       values_NK: of the N trajectories that were packed: one a turn, or (K = 1) one for all turns of each.
     """
-    empty_space = np.zeros((1, values_NK.shape[1]), np.float32)
-    values_NK = np.concatenate([np.float32(values_NK), empty_space])
+    values_NK = np.pad(np.asarray(values_NK, np.float32), ((0, 1), (0, 0)))  # index -1 is empty space
     turn = np.minimum(batch.turn, values_NK.shape[1] - 1)
     return np.where(batch.policy_mask, values_NK[batch.trajectory, turn], np.float32(0))

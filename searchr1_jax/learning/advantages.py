@@ -157,7 +157,7 @@ def turn_returns(reward_QGK, rewarded_QGK, algorithm: settings.Algorithm):
     after_QG = 0.0
     for k in reversed(range(reward_QGK.shape[2])):
         advantage_QGK[..., k] = after_QG = reward_QGK[..., k] + algorithm.discount * after_QG
-    return np.float32(advantage_QGK)
+    return advantage_QGK.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,11 +179,6 @@ class Advantage:
                 f"an Advantage with {len(functions)} functions and needs_value={self.needs_value} cannot be estimated;"
                 " give it one of of_tokens, of_trajectories and of_turns, and values to of_tokens alone"
             )
-
-    @property
-    def of_groups(self) -> bool:
-        """Whether it compares the samples of a question, on the host, before log-probs are known."""
-        return self.of_tokens is None
 
 
 ADVANTAGES: dict[str, Advantage] = {

@@ -60,7 +60,7 @@ def the_kl_is_felt(s: Settings) -> None:
     losses.find_kl(a.kl_estimator)
     if not a.kl_coefficient:
         return
-    if a.kl_in == "reward" and advantages.find(a.advantage).of_groups:
+    if a.kl_in == "reward" and not advantages.find(a.advantage).of_tokens:
         raise ValueError(
             f"algorithm.kl_in is {a.kl_in!r}, but {a.advantage} advantages are made of the rewards of whole"
             ' trajectories or turns and would leave the KL out; set it to "loss"'
@@ -99,7 +99,7 @@ def the_dual_clip_is_beyond_the_ratio(s: Settings) -> None:
 
 def what_the_advantage_ignores_is_left_alone(s: Settings) -> None:
     row, ignored = advantages.find(s.algorithm.advantage), []
-    if row.of_groups:
+    if not row.of_tokens:
         ignored += ["algorithm.whiten", "algorithm.mask_estimates"]
     if row.of_trajectories:
         ignored += ["algorithm.discount", "algorithm.gae_lambda"]

@@ -12,6 +12,7 @@ import numpy as np
 from searchr1_jax.core import parallel
 from searchr1_jax.core import settings
 from searchr1_jax.core import types
+from searchr1_jax.text import rewards as rewards_lib
 
 _FINITE = ("policy/loss", "policy/gradient_norm", "value/loss", "value/gradient_norm")
 
@@ -43,14 +44,15 @@ def check_rewards(trajectories: Sequence[types.Trajectory], rewards: Sequence[ty
     """
     for trajectory, reward in zip(trajectories, rewards, strict=True):
         of_whom = f"of question {trajectory.example.id!r}, sample {trajectory.sample}"
-        if not np.isfinite(reward).all():
+        each = rewards_lib.by_turn(reward)
+        if not math.isfinite(rewards_lib.amount(reward)):
             raise FloatingPointError(
                 f"the reward {of_whom}, is {reward}; it has to be a finite number: mend the function that config.reward"
                 " names"
             )
-        if np.ndim(reward) and np.shape(reward) != (trajectory.turn_count,):
+        if each is not None and len(each) != trajectory.turn_count:
             raise ValueError(
-                f"{len(reward)} rewards {of_whom}, are not one for each of its {trajectory.turn_count} turns: mend the"
+                f"{len(each)} rewards {of_whom}, are not one for each of its {trajectory.turn_count} turns: mend the"
                 " function that config.reward names"
             )
 

@@ -14,6 +14,7 @@ from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
 from searchr1_jax.data import packing
 from searchr1_jax.learning import advantages
+from searchr1_jax.text import rewards as rewards_lib
 
 
 class MiniBatches(NamedTuple):
@@ -40,13 +41,12 @@ def make(
     row_tokens = next((n for n in c.row_tokens if n >= longest), c.row_tokens[-1])
     batches = [_pack([(trajectories[i], rewards[i]) for i in part], settings, most, row_tokens) for part in parts]
     values = None
-    if estimator.of_groups:
-        if estimator.of_trajectories:
-            values_QGK = np.asarray(estimator.of_trajectories(reward_QGK[..., 0]))[..., None]
-        else:
-            assert estimator.of_turns  # it has one of the two
-            values_QGK = estimator.of_turns(reward_QGK, rewarded_QGK, algorithm)
-        values_NK = values_QGK.reshape(len(trajectories), -1)
+    if estimator.of_turns:
+        values = estimator.of_turns(reward_QGK, rewarded_QGK, algorithm)
+    elif estimator.of_trajectories:
+        values = estimator.of_trajectories(reward_QGK[..., 0])
+    if values is not None:
+        values_NK = np.asarray(values).reshape(len(trajectories), -1)
         values = [packing.spread(values_NK[part], batch) for part, batch in zip(parts, batches, strict=True)]
     rows = sum(int(batch.micro_batches) for batch in batches) * c.micro_batch_rows
     statistics = {
@@ -60,21 +60,23 @@ def make(
 
 def _in_groups(trajectories, rewards, samples: int, *, turns: bool) -> tuple[np.ndarray, np.ndarray]:
     """Rewards as float32[Q, G, K], and bool[Q, G, K] where there is one; K = 1, and sums, without `turns`."""
+    counts = [max(t.turn_count, 1) if turns else 1 for t in trajectories]
     if not turns:
-        rewards, counts = [float(np.sum(reward)) for reward in rewards], [1] * len(rewards)
-    else:
-        counts = [max(t.turn_count, 1) for t in trajectories]
+        rewards = list(map(rewards_lib.amount, rewards))
     reward_NK = np.zeros((len(rewards), max(counts)), np.float32)
     rewarded_NK = np.zeros(reward_NK.shape, bool)
     for i, (reward, count) in enumerate(zip(rewards, counts, strict=True)):
         place = i, slice(count - np.size(reward), count)  # a number counts for the last turn
         reward_NK[place], rewarded_NK[place] = reward, True
-    in_groups = lambda x: x.reshape(-1, samples, x.shape[1])
-    return in_groups(reward_NK), in_groups(rewarded_NK)
+    shape = -1, samples, max(counts)
+    return reward_NK.reshape(shape), rewarded_NK.reshape(shape)
 
 
 def _cut(varied_Q: np.ndarray, settings: settings_lib.Settings) -> tuple[list[list[int]], int]:
-    """Indices of the trajectories of each mini-batch, and how many one has at most, so that shapes are constant."""
+    """Indices of the trajectories of each mini-batch, and how many one has at most, so that shapes are constant.
+
+    Mini-batches are slices of the groups in the order in which these come.
+    """
     groups_QG = np.arange(len(varied_Q) * settings.rollout.samples).reshape(len(varied_Q), -1)
     kept = groups_QG[varied_Q] if settings.algorithm.drop_equal_groups else groups_QG
     if settings.learner.minibatch_by == "trajectories":

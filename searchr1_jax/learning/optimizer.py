@@ -37,7 +37,7 @@ class AdamW:
         return c.learning_rate * warm * cooled
 
     def apply(
-        self, gradient: Any, state: optax.OptState, params: Any, step: jax.Array, scale: float | jax.Array = 1.0
+        self, gradient: Any, state: Any, params: Any, step: jax.Array, scale: float | jax.Array = 1.0
     ) -> tuple[Any, Any]:
         """The next parameters and optimizer state; `scale` is of the learning rate."""
         direction, state = self.transformation().update(gradient, state, params)

@@ -81,9 +81,9 @@ class Learner:
         self._compute = decoder.Compute.of(settings.model)
         self._policy_graph, _ = decoder.abstract(decoder.Policy, model)
         self._value_graph, _ = decoder.abstract(decoder.Value, model)
-        self._score = jax.jit(self._score_program)
-        self._estimate = jax.jit(self._estimate_program)
-        self._update = jax.jit(self._update_program, donate_argnums=0)
+        self._score: Any = jax.jit(self._score_program)
+        self._estimate: Any = jax.jit(self._estimate_program)
+        self._update: Any = jax.jit(self._update_program, donate_argnums=0)
 
     @property
     def compiled(self) -> int:
@@ -96,9 +96,9 @@ class Learner:
         Raises:
           ValueError: where an optimizer is to wait in a host memory that there is not.
         """
-        start = lambda adam, params: None if params is None else jax.jit(adam.transformation().init)(params)
-        optimizers = start(self.policy_optimizer, policy), start(self.value_optimizer, value)
-        return self._optimizers_wait(TrainState(policy, optimizers[0], value, optimizers[1]))
+        start = lambda adam, params: jax.jit(adam.transformation().init)(params)
+        of_value = None if value is None else start(self.value_optimizer, value)
+        return self._optimizers_wait(TrainState(policy, start(self.policy_optimizer, policy), value, of_value))
 
     def keep(self, reference: decoder.Params) -> decoder.Params:
         """The reference where it waits for `score`."""

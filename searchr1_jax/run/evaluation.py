@@ -113,6 +113,7 @@ def evaluate(
 
 def trajectory_row(trajectory: types.Trajectory, reward: types.Worth | None) -> dict[str, Any]:
     """A trajectory as a JSON object: texts for people, ids and mask for programs."""
+    each = None if reward is None else rewards.by_turn(reward)
     return {
         "id": trajectory.example.id,
         "sample": trajectory.sample,
@@ -120,7 +121,7 @@ def trajectory_row(trajectory: types.Trajectory, reward: types.Worth | None) -> 
         "golden_answers": list(trajectory.example.golden_answers),
         "answer": trajectory.answer,
         "reward": None if reward is None else rewards.amount(reward),
-        **({} if reward is None or np.ndim(reward) == 0 else {"turn_rewards": list(reward)}),
+        **({} if each is None else {"turn_rewards": list(each)}),
         "stop_reason": trajectory.stop_reason,
         "turns": [{"text": t.text, "event": t.event, "content": t.content, "reply": t.reply} for t in trajectory.turns],
         "tokens": trajectory.tokens.tolist(),

@@ -72,4 +72,6 @@ def text(workdir: pathlib.Path, settings: settings_lib.Settings, about: progress
 def algorithm(c: settings_lib.Algorithm) -> str:
     """What the algorithm is known as; that of a row of the user's own, which need not be at hand here, by its name."""
     known_as = lambda table, name: table[name].known_as if name in table else name
+    if c.advantage == "group_standardised" and c.drop_equal_groups and c.clip_high > c.clip_low:
+        return "DAPO"
     return known_as(losses.POLICY_LOSSES, c.policy_loss) or known_as(advantages.ADVANTAGES, c.advantage)

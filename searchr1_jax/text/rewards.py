@@ -83,6 +83,17 @@ def _f1(predicted: list[str], golden: list[str]) -> float:
     return 2 * common / (len(predicted) + len(golden))
 
 
+def amount(worth: types.Worth) -> float:
+    """What a reward comes to: the number itself, or the sum over the turns."""
+    return float(np.sum(worth))
+
+
+def by_turn(worth: types.Worth) -> tuple[float, ...] | None:
+    """What a reward gives each turn; None where it is a number."""
+    values = np.asarray(worth, np.float64)
+    return tuple(values.tolist()) if values.ndim else None
+
+
 def of_answer(measure: Measure) -> Reward:
     """The reward that gives a trajectory what `measure` gives its answer."""
 
@@ -177,11 +188,6 @@ REWARDS: dict[str, Reward] = {
 }
 
 
-def amount(worth: types.Worth) -> float:
-    """What a reward comes to: the number itself, or the sum over the turns."""
-    return float(np.sum(worth))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightedSum:
     """The reward of a run: Σ weight · part, over the same names in both fields."""
@@ -195,32 +201,31 @@ class WeightedSum:
         Raises:
           ValueError: naming the reward that gives other than one number for each turn.
         """
-        parts = {name: _plain(reward(trajectory)) for name, reward in self.rewards.items()}
-        turns = trajectory.turn_count
-        for name, part in parts.items():
-            if isinstance(part, tuple) and len(part) != turns:
+        parts: dict[str, types.Worth] = {}
+        for name, reward in self.rewards.items():
+            worth = reward(trajectory)
+            each = by_turn(worth)
+            if each is not None and len(each) != trajectory.turn_count:
                 raise ValueError(
-                    f"reward {name!r} gives {len(part)} numbers for the {turns} turns of question"
+                    f"reward {name!r} gives {len(each)} numbers for the {trajectory.turn_count} turns of question"
                     f" {trajectory.example.id!r}, sample {trajectory.sample}; give one for each turn, or one for all"
                 )
+            parts[name] = amount(worth) if each is None else each
         return parts
 
     def total(self, parts: Mapping[str, types.Worth]) -> types.Worth:
         """The reward that `parts` add up to: one for each turn if some part is; numbers then count for the last."""
-        weights = self.weights.values()
-        given = [parts[name] if weight else amount(parts[name]) for name, weight in self.weights.items()]
-        turns = max((len(part) for part in given if isinstance(part, tuple)), default=0)
+        turns = max(len(by_turn(parts[name]) or ()) for name, weight in self.weights.items() if weight)
         if not turns:
-            return sum(weight * part for weight, part in zip(weights, given, strict=True))
-        each = [part if isinstance(part, tuple) else (0.0,) * (turns - 1) + (part,) for part in given]
-        return tuple(sum(w * part for w, part in zip(weights, column)) for column in zip(*each, strict=True))
+            return sum(weight * amount(parts[name]) for name, weight in self.weights.items())
+        total = np.zeros(turns)
+        for name, weight in self.weights.items():
+            each = by_turn(parts[name])
+            total[slice(-1, None) if each is None else slice(None)] += weight * np.asarray(parts[name])
+        return tuple(total.tolist())
 
     def __call__(self, trajectory: types.Trajectory) -> types.Worth:
         return self.total(self.parts(trajectory))
-
-
-def _plain(worth: types.Worth) -> float | tuple[float, ...]:
-    return float(worth) if np.ndim(worth) == 0 else tuple(map(float, worth))
 
 
 def resolve(c: settings.Reward) -> WeightedSum:

@@ -33,6 +33,14 @@ def trajectory(name, answer, golden, *, hops, turns=(), stop="answered", prompt=
     )
 
 
+def test_rewards_of_turns_are_written_with_their_sum(tmp_path):
+    of_turns = trajectory("a", "x", ("x",), hops=1, turns=(search("x"), search("y")))
+    evaluation.write_trajectories(tmp_path / "two.jsonl", [of_turns, of_turns], [(0.5, 1.0), 0.25])
+    first, second = map(json.loads, (tmp_path / "two.jsonl").read_text().splitlines())
+    assert (first["reward"], first["turn_rewards"]) == (1.5, [0.5, 1.0])
+    assert second["reward"] == 0.25 and "turn_rewards" not in second
+
+
 FOUR = (
     trajectory("a", "The Beatles", ("Beatles",), hops=1, turns=(search("x"),)),
     trajectory("b", "Joe Biden", ("Joe", "President"), hops=2, turns=(search("x"), search("y")), length=9),

@@ -309,6 +309,43 @@ def test_a_reward_is_the_weighted_sum_of_its_parts(own_rewards):
     assert reward(episode) == reward.total(parts) == pytest.approx(2 / 3 + 0.1 - 4 / 14, abs=1e-12)
 
 
+# Rewards of turns.
+
+
+def of_turns(reward, *extra):
+    """A reward with the function in place of "f1", and what it makes of three turns."""
+    resolved = rewards.resolve("f1", extra=extra)
+    resolved = dataclasses.replace(resolved, rewards={**resolved.rewards, "f1": reward})
+    episode = ends(search(), search(), answer("Beijing, China"))
+    return resolved, resolved.parts(episode), episode
+
+
+def test_a_number_counts_for_the_last_turn_where_others_give_one_each():
+    reward, parts, episode = of_turns(lambda _: np.float32([0.5, 0.25, 0.0]), "sub_exact_match=2", "searches=0")
+    assert parts == {"f1": (0.5, 0.25, 0.0), "sub_exact_match": 1.0, "searches": 2.0}
+    assert reward.total(parts) == reward(episode) == (0.5, 0.25, 2.0)
+    assert [rewards.amount(part) for part in parts.values()] == [0.75, 1.0, 2.0]
+    assert rewards.amount(reward.total(parts)) == 2.75
+
+
+def test_rewards_of_turns_are_added_turn_by_turn(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "retrieved", lambda _: [1, 2, 4])
+    reward, parts, _ = of_turns(lambda _: (0.5, 0.25, 0.0), "retrieved=-0.5")
+    assert reward.total(parts) == (0.0, -0.75, -2.0)
+
+
+def test_what_is_only_looked_at_makes_no_reward_of_turns(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "retrieved", lambda _: [1.0, 2.0, 4.0])
+    reward, parts, _ = of_turns(lambda _: 0.5, "retrieved=0")
+    assert parts["retrieved"] == (1.0, 2.0, 4.0) and reward.total(parts) == 0.5
+
+
+@pytest.mark.parametrize("given", [[1.0, 2.0], [], np.zeros(4)])
+def test_a_reward_that_gives_other_than_one_number_for_each_turn_is_refused(given):
+    with pytest.raises(ValueError, match=f"'f1' gives {len(given)} numbers for the 3 turns of question 'q', sample 0"):
+        of_turns(lambda _: given)
+
+
 def test_the_coefficients_hold_for_the_format_aware_reward_as_an_extra():
     reward = rewards.resolve(settings.Reward(name="exact_match", extra=("format_aware=0.5",), answered=0.3))
     episode = ends(turn(LOOSE.format("Nanjing")))
