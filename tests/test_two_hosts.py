@@ -94,6 +94,18 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint_from_which_they_go
     assert miniature.rows(workdir) == miniature.rows(two[0])
 
 
+def test_a_reward_that_is_not_the_same_twice_is_one_for_both_hosts(workdir):
+    """Which groups are dropped, and so how many updates there are, follows from it: the hosts have to agree."""
+    chance = {"reward.name": "chance:reward", "algorithm.drop_equal_groups": True, "rollout.questions": 8}
+    once = {"learner.steps": 2, "evaluation.every": 0, "evaluation.first": False, "learner.updates_per_rollout": 8}
+    processes.finished(processes.start_verb_twice(command(workdir, **chance, **once)))
+    for row in metrics.read(workdir):
+        rewards = [t["reward"] for t in miniature.trajectories(workdir, f"step{row['step']:06d}.jsonl")]
+        assert row["reward"] == pytest.approx(sum(rewards) / len(rewards)) and set(rewards) <= {0.0, 1.0}
+        equal = [a == b for a, b in zip(rewards[::2], rewards[1::2], strict=True)]
+        assert row["groups_without_variance"] == pytest.approx(sum(equal) / len(equal))
+
+
 class _Forgetful(http.server.BaseHTTPRequestHandler):
     """Answers the first queries and then no more."""
 

@@ -122,12 +122,12 @@ def _with_config(argv: Sequence[str]) -> list[str]:
         prefix = argv[place].partition("=")[0] + "=" if argv[place].startswith("-") else ""
         argv[place] = f"{prefix}{path}{colon}{argument}"
     elif "workdir" in given and (pathlib.Path(given["workdir"][1]) / run_directory.CONFIG).is_file():
-        argv.insert(1, f"--config={workdir_config.__file__}:{given['workdir'][1]}")
+        argv.insert(1, f"--config={config_file(workdir_config.__file__)}:{given['workdir'][1]}")
     return argv
 
 
 def config_file(name: str) -> pathlib.Path:
-    """A config file: as it is named, or from the repository's root. What it imports as `configs.…` is found, too."""
+    """A config file: as it is named, or from the repository's root. `configs.…` and `examples.…` are found then, too."""
     path = next((p for p in (pathlib.Path(name), ROOT / name) if p.is_file()), pathlib.Path(name))
     for root in (path.resolve().parent.parent, ROOT):  # a user's own configs/ comes first
         if (root / "configs").is_dir() and str(root) not in sys.path:
