@@ -99,7 +99,7 @@ class Environment:
         return outcome() if action.kind in self.tools else outcome(reply=transcript.correction(self.protocol))
 
     def fetch(self, calls: list[Call]) -> list[transcript.Reply]:
-        """Replies to calls of one tool, in their order, from worker threads; ToolError for all that goes wrong there."""
+        """Replies to calls of one tool, in their order, from worker threads; ToolError for what goes wrong there."""
         name, queries = calls[0].tool, [call.content for call in calls]
         try:
             found = self.tools[name].call(calls)

@@ -22,7 +22,7 @@ from searchr1_jax.models import decoder
 
 
 class HandOver:
-    """The programs for one model; `hosts` is the mesh of all actors (`parallel.hosts_mesh`), `actor` this host's part."""
+    """The programs for one model; `hosts` is the mesh of all actors (`parallel.hosts_mesh`), `actor` this host's."""
 
     def __init__(
         self, config: model_config.ModelConfig, *, hosts: jax.sharding.Mesh, actor: jax.sharding.Mesh, dtype: jnp.dtype
