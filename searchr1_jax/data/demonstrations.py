@@ -36,6 +36,8 @@ from searchr1_jax.text import protocol as text_protocol
 from searchr1_jax.text import tokenizer as tokenizer_lib
 from searchr1_jax.text import transcript
 
+Weighted = tuple[types.Trajectory, np.ndarray]  # with the loss weight of each of its tokens
+
 
 def _turn_weights(
     text: str, pieces: Sequence[bytes], tools: Sequence[str], frame: float, content: float
@@ -58,21 +60,29 @@ def to_trajectory(
     max_information_tokens: int,
     context: int,
     content_weight: float,
-) -> tuple[types.Trajectory, np.ndarray]:
+) -> Weighted:
     """A demonstration as the trajectory that the rollout loop would have made of it, and its loss weights.
 
     The user's message is the row's prompt where it has one, else its question through the protocol. A row that is a
-    trajectory comes back token by token, each that was sampled with weight 1.
+    trajectory comes back token by token, each that was sampled with weight 1. ValueError names the row where the
+    episode exceeds the context.
 
     Args:
       tools: names of those that may be called.
       content_weight: of the tokens that lie between a turn's tags, times the segment's own.
     Returns: the trajectory and float32[T], 0 on everything that is not the policy's.
-    Raises:
-      ValueError: naming the row, where the episode exceeds the context.
     """
     if "tokens" in row:
-        return _as_sampled(row, context)
+        return _trajectory(
+            row,
+            (row["tokens"], row["sampled"], row["sampled"]),
+            context,
+            sample=row.get("sample", 0),
+            prompt_tokens=[*row["sampled"], True].index(True),  # what stands before the first sampled token
+            turns=(),  # their texts are in the file, for people
+            stop_reason=row.get("stop_reason", "no_action"),
+            answer=row.get("answer"),
+        )
     pieces = tokenizer.token_bytes()
     prompt = tokenizer.encode_prompt(row.get("prompt") or text_protocol.render_prompt(protocol, row["question"]))
     tokens, sampled, weights = list(prompt), [False] * len(prompt), [0.0] * len(prompt)
@@ -85,17 +95,13 @@ def to_trajectory(
             sampled += [True] * len(ids)
             weights += _turn_weights(segment["turn"], [pieces[i] for i in ids], tools, weight, inner)
             action = text_protocol.parse_action(segment["turn"], tools)
-            turn = types.Turn(text=segment["turn"], event=action.kind, content=action.content, tokens=len(ids))
-            turns.append(turn)
+            turns.append(types.Turn(text=segment["turn"], event=action.kind, content=action.content, tokens=len(ids)))
             continue
+        reply = transcript.correction(protocol)
         if "passages" in segment:
-            passages = [types.Passage(**passage) for passage in segment["passages"]]
-            reply = transcript.information(protocol, passages)
-        else:
-            reply = transcript.correction(protocol)
-        fitted = transcript.reply_tokens(
-            reply, tokenizer, max_body=max_information_tokens, room=context - 1 - len(tokens)
-        )
+            reply = transcript.information(protocol, [types.Passage(**passage) for passage in segment["passages"]])
+        room = context - 1 - len(tokens)
+        fitted = transcript.reply_tokens(reply, tokenizer, max_body=max_information_tokens, room=room)
         if fitted is None:
             raise ValueError(
                 f"demonstration {row['id']!r} exceeds the context of {context} tokens; shorten it or raise"
@@ -104,65 +110,47 @@ def to_trajectory(
         tokens += fitted[0]
         sampled += [False] * len(fitted[0])
         weights += [0.0] * len(fitted[0])
-    _check_length(row, tokens, context)
     answered = bool(turns) and turns[-1].event == text_protocol.ANSWER
-    trajectory = types.Trajectory(
-        example=_example(row),
+    return _trajectory(
+        row,
+        (tokens, sampled, weights),
+        context,
         sample=0,
-        tokens=np.array(tokens, np.int32),
-        sampled=np.array(sampled, bool),
-        behaviour_logp=np.zeros(len(tokens), np.float32),
         prompt_tokens=len(prompt),
         turns=tuple(turns),
         stop_reason="answered" if answered else "no_action",
         answer=turns[-1].content if answered else None,
         tools=tuple(tools),
     )
-    return trajectory, np.array(weights, np.float32)
 
 
-def _as_sampled(row: dict, context: int) -> tuple[types.Trajectory, np.ndarray]:
-    """A row that is a trajectory; what stands before the first sampled token is the prompt."""
-    _check_length(row, row["tokens"], context)
-    sampled = np.array(row["sampled"], bool)
-    trajectory = types.Trajectory(
-        example=_example(row),
-        sample=row.get("sample", 0),
-        tokens=np.array(row["tokens"], np.int32),
-        sampled=sampled,
-        behaviour_logp=np.zeros(len(sampled), np.float32),
-        prompt_tokens=int(np.append(sampled, True).argmax()),
-        turns=(),  # their texts are in the file, for people
-        stop_reason=row.get("stop_reason", "no_action"),
-        answer=row.get("answer"),
-    )
-    return trajectory, sampled.astype(np.float32)
-
-
-def _example(row: dict) -> types.QAExample:
-    return types.QAExample(id=row["id"], question=row["question"], golden_answers=tuple(row["golden_answers"]))
-
-
-def _check_length(row: dict, tokens: Sequence[int], context: int) -> None:
+def _trajectory(row: dict, by_token: tuple[list, list, list], context: int, **fields) -> Weighted:
+    """The trajectory of these tokens, of who wrote each and of what each weighs."""
+    tokens, sampled, weights = by_token
     if len(tokens) > context:
         raise ValueError(
             f"demonstration {row['id']!r} has {len(tokens)} tokens, more than the context of {context}; shorten it or"
             " raise rollout.context_tokens"
         )
-
-
-Weighted = tuple[types.Trajectory, np.ndarray]  # with the loss weight of each of its tokens
+    example = types.QAExample(id=row["id"], question=row["question"], golden_answers=tuple(row["golden_answers"]))
+    trajectory = types.Trajectory(
+        example=example,
+        tokens=np.array(tokens, np.int32),
+        sampled=np.array(sampled, bool),
+        behaviour_logp=np.zeros(len(tokens), np.float32),
+        **fields,
+    )
+    return trajectory, np.array(weights, np.float32)
 
 
 def read(
     path: str | pathlib.Path, as_trajectory: Callable[[dict], Weighted], *, vocab_size: int, min_reward: float
 ) -> tuple[list[Weighted], int]:
-    """A file's rows as trajectories, without those rewarded less, and how many these were.
+    """A file's rows as trajectories, without those rewarded less than `min_reward`, and how many these were.
 
     Args:
       as_trajectory: `to_trajectory` with its settings.
       vocab_size: of the model that is to learn them.
-      min_reward: of a row that has a reward.
     Raises:
       ValueError: naming file and line of the first row that is not as described above or does not fit.
     """

@@ -22,38 +22,32 @@ import numpy as np
 from searchr1_jax.core import types
 from searchr1_jax.text import rewards as rewards_lib
 
-jax.tree_util.register_dataclass(
-    types.Batch,
-    data_fields=[
-        "tokens", "segment", "position", "policy_mask", "sampled", "response", "behaviour_logp", "turn", "reward",
-        "weight", "trajectory", "micro_batches",
-    ],
-    meta_fields=[],
-)  # fmt: skip
+jax.tree_util.register_dataclass(types.Batch)
+
+_EMPTY = {  # what stands in the places of no trajectory
+    "tokens": np.int32(0), "segment": np.int32(0), "position": np.int32(0), "policy_mask": np.False_,
+    "sampled": np.False_, "response": np.False_, "behaviour_logp": np.float32(0), "turn": np.int32(-1),
+    "reward": np.float32(0), "weight": np.float32(0), "trajectory": np.int32(-1),
+}  # fmt: skip
 
 
 def first_fit(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     """Rows as lists of indices: longest first, each into the first row that has room (Johnson, 1973).
 
-    Raises:
-      ValueError: where one does not fit into a row of its own.
+    ValueError where one does not fit into a row of its own.
     """
     if lengths and max(lengths) > row_tokens:
         raise ValueError(
             f"a trajectory of {max(lengths)} tokens does not fit a row of {row_tokens}; raise learner.row_tokens"
             " to at least rollout.context_tokens"
         )
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((r for r, left in enumerate(room) if left >= lengths[i]), None)
-        if row is None:
-            row = len(rows)
-            rows.append([])
-            room.append(row_tokens)
+    rows: list[list[int]] = [[] for _ in lengths]
+    room = [row_tokens] * len(lengths)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next(r for r, left in enumerate(room) if left >= lengths[i])
         rows[row].append(i)
         room[row] -= lengths[i]
-    return rows
+    return [row for row in rows if row]
 
 
 def pack(
@@ -83,30 +77,24 @@ def pack(
         raise ValueError(f"{len(trajectories)} trajectories fill {len(rows)} rows, more than the {max_rows} reserved")
     micro_batches = -(-max_rows // micro_batch_rows)
     shape = (micro_batches * micro_batch_rows, row_tokens)
-    ints = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment", "position")}
-    floats = {name: np.zeros(shape, np.float32) for name in ("behaviour_logp", "reward", "weight")}
-    bools = {name: np.zeros(shape, bool) for name in ("policy_mask", "sampled", "response")}
-    ints |= {name: np.full(shape, -1, np.int32) for name in ("trajectory", "turn")}
+    arrays = {name: np.full(shape, value) for name, value in _EMPTY.items()}
     for r, row in enumerate(rows):
         start = 0
         for segment, i in enumerate(row, start=1):
-            t = trajectories[i]
-            place = r, slice(start, start + len(t.tokens))
-            start += len(t.tokens)
-            response = np.arange(len(t.tokens)) >= t.prompt_tokens
+            t, position = trajectories[i], np.arange(len(trajectories[i].tokens))
+            response = position >= t.prompt_tokens
             mask = t.sampled if mask_environment else response
-            ints["tokens"][place], ints["segment"][place] = t.tokens, segment
-            ints["position"][place], ints["trajectory"][place] = np.arange(len(t.tokens)), i
-            bools["policy_mask"][place], bools["sampled"][place], bools["response"][place] = mask, t.sampled, response
-            floats["behaviour_logp"][place] = t.behaviour_logp
-            floats["weight"][place] = 1.0 if weights is None else weights[i]
             turn = np.where(mask, np.maximum.accumulate(t.turn).clip(0), -1)
-            ints["turn"][place], floats["reward"][place] = turn, _reward(rewards[i], turn)
-    fold = lambda x: x.reshape(micro_batches, micro_batch_rows, row_tokens)
-    return types.Batch(
-        **{name: fold(x) for name, x in {**ints, **floats, **bools}.items()},
-        micro_batches=np.int32(-(-len(rows) // micro_batch_rows)),
-    )
+            placed = {
+                "tokens": t.tokens, "segment": segment, "position": position, "policy_mask": mask,
+                "sampled": t.sampled, "response": response, "behaviour_logp": t.behaviour_logp, "turn": turn,
+                "reward": _reward(rewards[i], turn), "weight": 1.0 if weights is None else weights[i], "trajectory": i,
+            }  # fmt: skip
+            for name, values in placed.items():
+                arrays[name][r, start : start + len(position)] = values
+            start += len(position)
+    folded = {name: x.reshape(micro_batches, micro_batch_rows, row_tokens) for name, x in arrays.items()}
+    return types.Batch(**folded, micro_batches=np.int32(-(-len(rows) // micro_batch_rows)))
 
 
 def _reward(reward: types.Worth, turn: np.ndarray) -> np.ndarray:
@@ -127,9 +115,7 @@ def loss_weights(counts: Sequence[int], aggregation: str, *, constant_tokens: in
         sequence_mean  1 / (N nᵢ)             every trajectory alike (GRPO; Shao et al., 2024, eq. 3)
         constant       1 / (N constant)       as many tokens, as much weight, whatever the others (Liu et al., 2025)
 
-    Args:
-      counts: masked tokens nᵢ of each of the N trajectories of a mini-batch.
-      constant_tokens: what "constant" divides by.
+    nᵢ are the `counts` of masked tokens of the N trajectories of a mini-batch.
     """
     n = np.maximum(np.asarray(counts, np.float64), 1)
     if aggregation == "token_mean":
@@ -142,8 +128,7 @@ def loss_weights(counts: Sequence[int], aggregation: str, *, constant_tokens: in
 def spread(values_NK: np.ndarray, batch: types.Batch) -> np.ndarray:
     """Values of turns as values of their tokens, float32[M, B, T]; zero where the mask is False.
 
-    Args:
-      values_NK: of the N trajectories that were packed: one a turn, or (K = 1) one for all turns of each.
+    `values_NK` are of the N trajectories that were packed: one a turn, or (K = 1) one for all turns of each.
     """
     values_NK = np.pad(np.asarray(values_NK, np.float32), ((0, 1), (0, 0)))  # index -1 is empty space
     turn = np.minimum(batch.turn, values_NK.shape[1] - 1)

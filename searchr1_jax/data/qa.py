@@ -38,24 +38,15 @@ class SearchQA(tfds.core.GeneratorBasedBuilder):
     url_infos = None  # nothing is downloaded; looking for them, TFDS imports a package it does not require
 
     def __init__(self, *, rows: Sequence[Mapping[str, Any]], data_dir: str | os.PathLike):
-        """Of rows as `_read` returns them; nothing is written before `download_and_prepare`."""
         self._rows = rows
         super().__init__(file_format="array_record", data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Questions and their golden answers.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "question": tfds.features.Text(),
-                    "golden_answers": tfds.features.Sequence(tfds.features.Text()),
-                    "hops": tfds.features.Scalar(dtype=np.int32),  # 0 where the file does not say
-                }
-            ),
-            disable_shuffling=True,
-        )
+        text, hops = tfds.features.Text(), tfds.features.Scalar(dtype=np.int32)  # 0 where the file does not say
+        row = {"id": text, "question": text, "golden_answers": tfds.features.Sequence(text), "hops": hops}
+        features = tfds.features.FeaturesDict(row)
+        about = "Questions and their golden answers."
+        return tfds.core.DatasetInfo(builder=self, description=about, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
@@ -91,18 +82,14 @@ def load(file: str | os.PathLike, *, name: str, cache_dir: str | os.PathLike) ->
 
     The prepared directory is named by the file's stem and a hash of its content, and appears whole or not at
     all, so an interrupted preparation is done again, and processes that prepare the same file don't disturb
-    each other.
+    each other. ValueError names the file, the line and what is wrong with it, before anything is written.
 
     Args:
-      file: path of the jsonl file.
       name: put before each id ("nq" makes "test_0" into "nq/test_0"), so give each file of a run its own.
-      cache_dir: directory of prepared files; created when missing.
-
-    Raises ValueError naming the file, the line and what is wrong with it, before anything is written.
     """
-    file, cache_dir = pathlib.Path(file), pathlib.Path(cache_dir)
+    file = pathlib.Path(file)
     digest = hashlib.sha256(f"{SearchQA.VERSION} ".encode() + _content(file)).hexdigest()
-    prepared = cache_dir / f"{file.stem}-{digest[:16]}"
+    prepared = pathlib.Path(cache_dir, f"{file.stem}-{digest[:16]}")
     if not prepared.exists():
         _prepare(file, prepared)
     records = tfds.builder_from_directory(str(prepared)).as_data_source("train")  # pyright: ignore[reportCallIssue]
@@ -110,7 +97,6 @@ def load(file: str | os.PathLike, *, name: str, cache_dir: str | os.PathLike) ->
 
 
 def _prepare(file: pathlib.Path, prepared: pathlib.Path) -> None:
-    """Writes the data set, which is in `prepared` when it is complete."""
     rows = _read(file)  # before anything is written
     tfds.disable_progress_bar()
     with files.whole(prepared, shared=True) as temporary, tempfile.TemporaryDirectory(dir=prepared.parent) as scratch:
@@ -141,10 +127,8 @@ def _read(file: pathlib.Path) -> list[dict]:
 
 def _row(line: bytes, *, default_id: str) -> dict:
     try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)") from error
-    except json.JSONDecodeError as error:
+        record = json.loads(line.decode())
+    except ValueError as error:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(record, dict):
         raise ValueError(f"a JSON object is needed, not {record!r}")

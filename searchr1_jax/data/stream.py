@@ -21,15 +21,7 @@ class QuestionStream:
     """Iterates over steps: each `next` is a list of QAExamples, without end."""
 
     def __init__(self, sources: Sequence[Sequence[types.QAExample]], *, seed: int, batch_questions: int):
-        """A stream at its beginning.
-
-        Args:
-          sources: data sets, with `len` and indices from 0; read by index, when a step needs them.
-          seed: of the order of questions, any non-negative integer.
-          batch_questions: questions of a step.
-
-        Raises ValueError when a source, or a step, is empty.
-        """
+        """A stream at its beginning; `sources` are read by index, when a step needs them. ValueError for empty ones."""
         if batch_questions < 1:
             raise ValueError(f"a step of {batch_questions} questions asks nothing; set rollout.questions to at least 1")
         lengths = [len(source) for source in sources]
@@ -39,12 +31,8 @@ class QuestionStream:
         self._step = 0
         # Grain shuffles epoch n of seed s like epoch 0 of seed s + n; hashed, nearby seeds share no epoch.
         hashed_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        endless = (
-            grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
-            .shuffle(seed=hashed_seed)
-            .repeat()
-        )
-        self._steps: Any = endless.batch(batch_questions, batch_fn=list)
+        once = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
+        self._steps: Any = once.shuffle(seed=hashed_seed).repeat().batch(batch_questions, batch_fn=list)
 
     def __iter__(self) -> QuestionStream:
         return self
@@ -59,14 +47,9 @@ class QuestionStream:
         return {"step": self._step, **self._settings}
 
     def restore(self, state: Mapping) -> None:
-        """Continues where a stream of the same seed, step size and sources stood when `state` was taken.
-
-        Raises ValueError naming what differs.
-        """
+        """Continues where a stream with the same settings stood at `state`; ValueError names what differs."""
         for key, value in self._settings.items():
             if state[key] != value:
-                raise ValueError(
-                    f"the saved stream has {key} {state[key]} and this one {value}; "
-                    "resume with the settings of the saved run, or start a new one"
-                )
+                remedy = "resume with the settings of the saved run, or start a new one"
+                raise ValueError(f"the saved stream has {key} {state[key]} and this one {value}; {remedy}")
         self._step = state["step"]

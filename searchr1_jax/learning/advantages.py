@@ -3,7 +3,7 @@
 A row of `ADVANTAGES` has one function and says what that needs. Those of tokens and turns know the settings, too.
 
     of_tokens          in the jitted program, over packed rows    reward, value, mask, segment [B, T] ─▶ [B, T]
-    of_trajectories    on the host, among a question's samples    reward [Q, G] ─▶ [Q, G]
+    of_trajectories    on the host, among a question's samples    reward [Q, G] ─▶ [Q, G]    G samples of Q questions
     of_turns           the same, turn by turn                     reward, rewarded [Q, G, K] ─▶ [Q, G, K]
 """
 
@@ -60,11 +60,8 @@ def returns(reward_BT, value_BT, mask_BT, segment_BT, algorithm: settings.Algori
 
     Gₜ = rₜ + γ G(next written token)
 
-    With the KL penalty in the reward and `whiten`, this is the advantage of REINFORCE++ (Hu, 2025).
-
-    Args:
-      reward_BT, mask_BT, segment_BT, algorithm: as in `gae`; values are not looked at.
-    Returns: float32[B, T], zero where the mask is False.
+    Of what `gae` takes, the values are not looked at. With the KL penalty in the reward and `whiten`, this is the
+    advantage of REINFORCE++ (Hu, 2025).
     """
     del value_BT
     no_value = jnp.zeros_like(reward_BT)
@@ -88,14 +85,7 @@ def plain(reward_QG):
 
 
 def group_mean(reward_QG):
-    """Dr. GRPO's advantage, r − mean over a question's samples (Liu et al., 2025).
-
-    A group of one has nothing to compare with: mean 0, so that the advantage is the reward itself.
-
-    Args:
-      reward_QG: float32[Q, G], G samples of each of Q questions.
-    Returns: float32[Q, G].
-    """
+    """Dr. GRPO's advantage, r − mean over a question's samples (Liu et al., 2025); a group of one keeps its reward."""
     if reward_QG.shape[1] == 1:
         return reward_QG
     reward_QG = reward_QG - reward_QG[:, :1]  # changes nothing but rounding: equal rewards give exactly 0
@@ -105,12 +95,7 @@ def group_mean(reward_QG):
 def group_standardised(reward_QG):
     """GRPO's advantage, (r − mean) / (std + ε) over a question's samples (Shao et al., 2024, eq. 3).
 
-    The standard deviation is the unbiased one. A group of one has nothing to compare with: mean 0 and std 1, so
-    that the advantage is the reward itself.
-
-    Args:
-      reward_QG: float32[Q, G], G samples of each of Q questions.
-    Returns: float32[Q, G].
+    The standard deviation is the unbiased one. A group of one has nothing to compare with, and keeps its reward.
     """
     if reward_QG.shape[1] == 1:
         return reward_QG
@@ -121,11 +106,7 @@ def group_standardised(reward_QG):
 def leave_one_out(reward_QG):
     """RLOO's advantage, r − mean of the question's other samples (Ahmadian et al., 2024).
 
-    That is r − mean of all, times G / (G − 1). A group of one has no others: the advantage is the reward itself.
-
-    Args:
-      reward_QG: float32[Q, G], G samples of each of Q questions.
-    Returns: float32[Q, G].
+    That is r − mean of all, times G / (G − 1). A group of one keeps its reward.
     """
     samples = reward_QG.shape[1]
     return group_mean(reward_QG) * (samples / max(samples - 1, 1))
@@ -203,13 +184,10 @@ def find(name: str) -> Advantage:
 
 
 def has_variance(reward_QGK, rewarded_QGK):
-    """Whether a question's rewards differ; where not, group advantages are 0 (DAPO, Yu et al., 2025).
+    """bool[Q], whether a question's rewards differ; where not, group advantages are 0 (DAPO, Yu et al., 2025).
 
-    False for a group of one that is rewarded once. NaN differs from everything, so that it is never dropped unseen.
-
-    Args:
-      reward_QGK, rewarded_QGK: as in `turn_returns`; K = 1 where whole trajectories are compared.
-    Returns: bool[Q].
+    Takes what `turn_returns` does; K = 1 where whole trajectories are compared. False for a group of one that is
+    rewarded once. NaN differs from everything, so that it is never dropped unseen.
     """
     first_Q = np.argmax(rewarded_QGK.reshape(len(rewarded_QGK), -1), axis=1)
     first_Q11 = np.take_along_axis(reward_QGK.reshape(len(reward_QGK), -1), first_Q[:, None], axis=1)[..., None]

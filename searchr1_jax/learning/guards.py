@@ -36,63 +36,34 @@ def exceeded(values: dict[str, float], guard: settings.Guard) -> list[str]:
 
 
 def check_rewards(trajectories: Sequence[types.Trajectory], rewards: Sequence[types.Worth]) -> None:
-    """Refuses rewards that are no numbers or not one a turn, before anything is learned from them.
-
-    Raises:
-      FloatingPointError: naming the question and the value.
-      ValueError: naming the question, how many rewards there are and how many turns.
-    """
-    for trajectory, reward in zip(trajectories, rewards, strict=True):
-        of_whom = f"of question {trajectory.example.id!r}, sample {trajectory.sample}"
-        each = rewards_lib.by_turn(reward)
+    """Raises FloatingPointError for a reward that is no number, before anything is learned from it."""
+    for t, reward in zip(trajectories, rewards, strict=True):
         if not math.isfinite(rewards_lib.amount(reward)):
             raise FloatingPointError(
-                f"the reward {of_whom}, is {reward}; it has to be a finite number: mend the function that config.reward"
-                " names"
-            )
-        if each is not None and len(each) != trajectory.turn_count:
-            raise ValueError(
-                f"{len(each)} rewards {of_whom}, are not one for each of its {trajectory.turn_count} turns: mend the"
-                " function that config.reward names"
+                f"the reward of question {t.example.id!r}, sample {t.sample}, is {reward}; it has to be a finite number:"
+                " mend the function that config.reward names"
             )
 
 
 def check_update(
     values: dict[str, float], batch: types.Batch, ids: Sequence[str], *, step: int, directory: pathlib.Path
 ) -> None:
-    """Refuses what an update should not have come to; its batch is saved first.
+    """Refuses an update whose figures are not finite; its batch, on the host, is saved first.
 
-    Args:
-      values: the update's figures.
-      batch: what it learned from, on the host.
-      ids: of its questions.
+    The file holds the fields of `types.Batch`, and the `ids` of the questions as JSON.
+
     Raises:
       FloatingPointError: naming the step, the questions and where the batch is.
     """
     for name in _FINITE:
         if not math.isfinite(values.get(name, 0.0)):
             path = directory / f"step{step:06d}.npz"
-            save_batch(path, batch, ids)
+            if parallel.is_first():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez_compressed(path, ids=json.dumps(list(ids)), **vars(batch))
             first = ", ".join(sorted(set(ids))[:10])
             raise FloatingPointError(
                 f"{name} is {values[name]} at step {step}; its batch is in {path}, its questions begin with {first}."
                 " Start again with the same command to go on from the last checkpoint; a lower policy.learning_rate or"
                 " policy.max_gradient_norm may avoid it"
             )
-
-
-def save_batch(path: pathlib.Path, batch: types.Batch, ids: Sequence[str]) -> None:
-    """Writes a batch for `load_batch`; the first process does."""
-    if not parallel.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        np.savez_compressed(file, ids=json.dumps(list(ids)), **vars(batch))
-
-
-def load_batch(path: pathlib.Path) -> tuple[types.Batch, list[str]]:
-    """The batch of an update that failed, as `Learner.update` takes it once on the mesh, and its questions."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    ids = json.loads(str(arrays.pop("ids")))
-    return types.Batch(**arrays), ids

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +24,12 @@ _LANES = 128  # splash works on blocks of this many positions
 _BLOCK = 512  # at most
 
 
-def _visible(segment_BT: jax.Array) -> jax.Array:
-    """bool[B, 1, T, S]. An empty place sees the empty places before it and itself, so no softmax is over nothing."""
+def xla(q_BTNH, k_BTKH, v_BTKH, segment_BT, *, implementation: Literal["cudnn"] | None = None) -> jax.Array:
+    """An empty place sees the empty places before it and itself, so no softmax is over nothing."""
     time = segment_BT.shape[1]
     same = segment_BT[:, :, None] == segment_BT[:, None, :]
-    return (same & jnp.tril(jnp.ones((time, time), bool)))[:, None]
-
-
-def xla(q_BTNH, k_BTKH, v_BTKH, segment_BT) -> jax.Array:
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=_visible(segment_BT))
-
-
-def cudnn(q_BTNH, k_BTKH, v_BTKH, segment_BT) -> jax.Array:
-    mask = _visible(segment_BT)
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=mask, implementation="cudnn")
+    visible = (same & jnp.tril(jnp.ones((time, time), bool)))[:, None]  # bool[B, 1, T, S]
+    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, mask=visible, implementation=implementation)
 
 
 def splash(q_BTNH, k_BTKH, v_BTKH, segment_BT, *, interpret: bool = False) -> jax.Array:
@@ -49,8 +41,8 @@ def splash(q_BTNH, k_BTKH, v_BTKH, segment_BT, *, interpret: bool = False) -> ja
     kv_heads = k_BTKH.shape[2]
     padded = -(-time // _LANES) * _LANES
     block = next(size for size in (_BLOCK, 384, 256, _LANES) if padded % size == 0)
-    sizes = ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")  # of the forward and the two backward kernels
-    blocks: dict[str, Any] = {f"block_{name}": block for name in sizes}
+    # Of the forward and the two backward kernels.
+    blocks: dict[str, Any] = {f"block_{name}": block for name in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")}
     mask = splash_attention_mask.CausalMask((padded, padded))
     # Any: as declared, a kernel returns statistics too, and a size may be a layout.
     kernel: Any = splash_attention_kernel.make_splash_mqa_single_device(
@@ -73,18 +65,14 @@ def splash(q_BTNH, k_BTKH, v_BTKH, segment_BT, *, interpret: bool = False) -> ja
 
 KERNELS: dict[str, Kernel] = {
     "xla": xla,
-    "cudnn": cudnn,
+    "cudnn": functools.partial(xla, implementation="cudnn"),
     "splash": splash,
     "splash-interpreted": functools.partial(splash, interpret=True),
 }
 
 
 def choose(name: str, dtype: jnp.dtype) -> Kernel:
-    """The kernel of that name; "auto" is the fastest for the backend in use.
-
-    Raises:
-      ValueError: for a name that is none of `KERNELS`.
-    """
+    """The kernel of that name, "auto" the fastest for the backend in use; ValueError for a name that is no kernel's."""
     if name == "auto":
         backend = jax.default_backend()
         name = "splash" if backend == "tpu" else "xla"

@@ -23,12 +23,10 @@ SIZES = {  # for planning, without files
 
 
 def from_hf(config: Mapping[str, Any], family: str = "") -> model_config.ModelConfig:
-    """The model of a parsed config.json.
+    """The model of a parsed config.json; ValueError names each thing in it that is not implemented, or what it lacks.
 
     Args:
       family: model.family of the settings, a user's own; empty: the family is that of config.json's model_type.
-    Raises:
-      ValueError: naming each thing in it that is not implemented, or what it lacks.
     """
     chosen = _chosen(config, family)
     try:
@@ -63,8 +61,5 @@ def to_hf(config: model_config.ModelConfig, *, dtype: str, eos_token_id: int | N
         "architectures": [config.family.architecture],
         "model_type": config.family.name,
         **config.family.write(config),
-        "dtype": dtype,
-        "torch_dtype": dtype,
-        "bos_token_id": None,
-        "eos_token_id": eos_token_id,
+        **{"dtype": dtype, "torch_dtype": dtype, "bos_token_id": None, "eos_token_id": eos_token_id},
     }

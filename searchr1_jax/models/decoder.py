@@ -41,13 +41,13 @@ class Compute:
 
     @classmethod
     def of(cls, model: settings.Model) -> Compute:
-        """As the learner's settings say. Raises ValueError for an attention that there is not."""
+        """As the learner's settings say; ValueError for an attention that there is not."""
         dtype = jnp.dtype(model.compute_dtype)
         attention.choose(model.attention, dtype)  # now, before there is work to lose
         return cls(dtype=dtype, remat=model.remat, attention=model.attention)
 
 
-def _normal(fan_in: int):
+def normal(fan_in: int):
     return nnx.initializers.normal(fan_in**-0.5)
 
 
@@ -58,13 +58,10 @@ class Weights(nnx.Module):
         setattr(self, name, nnx.Param(initialiser(rngs.params(), shape, dtype), axes=axes))
 
     def use(self, name: str, dtype=None) -> jax.Array:
-        """The parameter gathered over fsdp and cast to the compute dtype.
-
-        Inside the layer scan an array has lost its leading axis; its logical axes follow.
-        """
+        """The parameter gathered over fsdp and cast to the compute dtype."""
         parameter = getattr(self, name)
         weight = parameter.get_value()
-        axes = parameter.axes[len(parameter.axes) - weight.ndim :]
+        axes = parameter.axes[len(parameter.axes) - weight.ndim :]  # inside the layer scan the leading one is gone
         return parallel.gather_weight(weight if dtype is None else weight.astype(dtype), axes)
 
 
@@ -77,12 +74,11 @@ class Layers(Weights):
         declare = functools.partial(self.declare, rngs=rngs, dtype=dtype)
         ones, zeros = nnx.initializers.ones, nnx.initializers.zeros
         # As in checkpoints: what a projection makes comes first, what it reads last. So loading never transposes.
-        # fmt: off
         declare("attention_norm", shape=(n, d), axes=("layers", "norm"), initialiser=ones)
-        declare("wq", shape=(n, heads, h, d), axes=("layers", "heads", "head_dim", "embed"), initialiser=_normal(d))
-        declare("wk", shape=(n, kv, h, d), axes=("layers", "kv_heads", "head_dim", "embed"), initialiser=_normal(d))
-        declare("wv", shape=(n, kv, h, d), axes=("layers", "kv_heads", "head_dim", "embed"), initialiser=_normal(d))
-        declare("wo", shape=(n, d, heads, h), axes=("layers", "embed", "heads", "head_dim"), initialiser=_normal(d))
+        declare("wq", shape=(n, heads, h, d), axes=("layers", "heads", "head_dim", "embed"), initialiser=normal(d))
+        declare("wk", shape=(n, kv, h, d), axes=("layers", "kv_heads", "head_dim", "embed"), initialiser=normal(d))
+        declare("wv", shape=(n, kv, h, d), axes=("layers", "kv_heads", "head_dim", "embed"), initialiser=normal(d))
+        declare("wo", shape=(n, d, heads, h), axes=("layers", "embed", "heads", "head_dim"), initialiser=normal(d))
         if c.family.attention_bias:
             declare("bq", shape=(n, heads, h), axes=("layers", "heads", "head_dim"), initialiser=zeros)
             declare("bk", shape=(n, kv, h), axes=("layers", "kv_heads", "head_dim"), initialiser=zeros)
@@ -91,10 +87,9 @@ class Layers(Weights):
             declare("q_norm", shape=(n, h), axes=("layers", "head_dim"), initialiser=ones)
             declare("k_norm", shape=(n, h), axes=("layers", "head_dim"), initialiser=ones)
         declare("mlp_norm", shape=(n, d), axes=("layers", "norm"), initialiser=ones)
-        declare("gate", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=_normal(d))
-        declare("up", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=_normal(d))
-        declare("down", shape=(n, d, f), axes=("layers", "embed", "mlp"), initialiser=_normal(f))
-        # fmt: on
+        declare("gate", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=normal(d))
+        declare("up", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=normal(d))
+        declare("down", shape=(n, d, f), axes=("layers", "embed", "mlp"), initialiser=normal(f))
 
     def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, attend) -> tuple[jax.Array, Any]:
         c, dtype = self.config, x_BTD.dtype
@@ -115,10 +110,8 @@ class Layers(Weights):
         y = layers.rms_norm(x_BTD, self.use("mlp_norm"), c.norm_eps)
         gate = jnp.einsum("BTD,FD->BTF", y, self.use("gate", dtype))
         up = jnp.einsum("BTD,FD->BTF", y, self.use("up", dtype))
-        down = jnp.einsum(
-            "BTF,DF->BTD", layers.ACTIVATIONS[c.activation](gate) * up, self.use("down", dtype), out_sharding=rows
-        )
-        return x_BTD + down, carry
+        gated = layers.ACTIVATIONS[c.activation](gate) * up
+        return x_BTD + jnp.einsum("BTF,DF->BTD", gated, self.use("down", dtype), out_sharding=rows), carry
 
 
 class Decoder(Weights):
@@ -127,7 +120,7 @@ class Decoder(Weights):
     def __init__(self, c: model_config.ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype):
         self.config = c
         shape, axes = (c.vocab_size, c.width), ("vocab", "embed")
-        self.declare("embedding", rngs, shape, axes, _normal(c.width), dtype)
+        self.declare("embedding", rngs, shape, axes, normal(c.width), dtype)
         self.layers = Layers(c, rngs, dtype)
         self.declare("norm", rngs, (c.width,), ("norm",), nnx.initializers.ones, dtype)
 
@@ -160,11 +153,9 @@ class Decoder(Weights):
     def packed(self, token_BT, position_BT, segment_BT, compute: Compute) -> jax.Array:
         """Hidden states *before* each token of packed rows: entry t is what predicts token t.
 
-        This is the one shift between predictions and tokens. The first token of a segment has nothing before
-        it; its entry holds another segment's state and is never used, since no policy writes a prompt's
-        first token.
+        This is the one shift between predictions and tokens. The entry of a segment's first token holds another
+        segment's state and is never used, since no policy writes a prompt's first token.
         """
-
         kernel = attention.choose(compute.attention, compute.dtype)
 
         def attend(index, carry, q, k, v):
@@ -180,7 +171,7 @@ class Policy(Weights):
     def __init__(self, c: model_config.ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         self.decoder = Decoder(c, rngs, dtype)
         if not c.tied_embeddings:
-            self.declare("head", rngs, (c.vocab_size, c.width), ("vocab", "embed"), _normal(c.width), dtype)
+            self.declare("head", rngs, (c.vocab_size, c.width), ("vocab", "embed"), normal(c.width), dtype)
 
     def output_embedding(self, dtype) -> jax.Array:
         """dtype[V, D], split over the vocabulary."""
@@ -202,8 +193,6 @@ class Policy(Weights):
         in the backward pass, so that [B, T, V] never exists at once.
 
         Returns: float32[B, T] and float32[B, T] (nats); a segment's first entry is meaningless.
-        Raises:
-          ValueError: where T is not a multiple of `vocab_chunk`.
         """
         before_BTD = self.decoder.packed(token_BT, position_BT, segment_BT, compute)
         batch, time, width = before_BTD.shape
@@ -247,10 +236,8 @@ def abstract(
 ) -> tuple[nnx.GraphDef, Params]:
     """The model's structure, and its weights as `ShapeDtypeStruct`s with their shardings on the mesh in use.
 
-    `c` is the config that the kind takes. `gathered` weights are whole over fsdp, as acting keeps them.
-
-    Raises:
-      ValueError: where the model does not divide over the mesh.
+    `c` is the config that the kind takes. `gathered` weights are whole over fsdp, as acting keeps them. ValueError
+    where the model does not divide over the mesh.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: kind(c, nnx.Rngs(0), dtype)))
     mesh = jax.sharding.get_mesh()
@@ -258,20 +245,15 @@ def abstract(
     def leaf(parameter):
         value = parameter.get_value()
         layout = parallel.param_spec(parameter.axes, value.shape, gathered=gathered)
-        sharding = jax.sharding.NamedSharding(mesh, layout)
-        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=jax.sharding.NamedSharding(mesh, layout))
 
-    is_param = lambda x: isinstance(x, nnx.Variable)
-    return graph, nnx.to_pure_dict(jax.tree.map(leaf, state, is_leaf=is_param))
+    return graph, nnx.to_pure_dict(jax.tree.map(leaf, state, is_leaf=lambda x: isinstance(x, nnx.Variable)))
 
 
 def init(kind: type, c: model_config.ModelConfig, *, seed: int, dtype: jnp.dtype = jnp.float32) -> Params:
     """Random weights, made where they live."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract(kind, c, dtype)[1])
-
-    def make(key):
-        return nnx.to_pure_dict(nnx.state(kind(c, nnx.Rngs(key), dtype)))
-
+    make = lambda key: nnx.to_pure_dict(nnx.state(kind(c, nnx.Rngs(key), dtype)))
     return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
 
 

@@ -13,49 +13,40 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any, Literal
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
+from searchr1_jax.models import hf
 from searchr1_jax.models import layers
 from searchr1_jax.models import tensor_files
 
 _LAYER = "encoder.layer.{layer}."
-# Our parameter -> the checkpoint's tensor; they differ by a reshape, and by the stacking of layers.
-_TENSORS: dict[tuple[str, ...], str] = {
-    ("words",): "embeddings.word_embeddings.weight",
-    ("positions",): "embeddings.position_embeddings.weight",
-    ("types",): "embeddings.token_type_embeddings.weight",
-    ("norm",): "embeddings.LayerNorm.weight",
-    ("norm_bias",): "embeddings.LayerNorm.bias",
-    ("layers", "wq"): _LAYER + "attention.self.query.weight",
-    ("layers", "wk"): _LAYER + "attention.self.key.weight",
-    ("layers", "wv"): _LAYER + "attention.self.value.weight",
-    ("layers", "wo"): _LAYER + "attention.output.dense.weight",
-    ("layers", "bq"): _LAYER + "attention.self.query.bias",
-    ("layers", "bk"): _LAYER + "attention.self.key.bias",
-    ("layers", "bv"): _LAYER + "attention.self.value.bias",
-    ("layers", "bo"): _LAYER + "attention.output.dense.bias",
-    ("layers", "attention_norm"): _LAYER + "attention.output.LayerNorm.weight",
-    ("layers", "attention_norm_bias"): _LAYER + "attention.output.LayerNorm.bias",
-    ("layers", "up"): _LAYER + "intermediate.dense.weight",
-    ("layers", "up_bias"): _LAYER + "intermediate.dense.bias",
-    ("layers", "down"): _LAYER + "output.dense.weight",
-    ("layers", "down_bias"): _LAYER + "output.dense.bias",
-    ("layers", "mlp_norm"): _LAYER + "output.LayerNorm.weight",
-    ("layers", "mlp_norm_bias"): _LAYER + "output.LayerNorm.bias",
-    ("pooler",): "pooler.dense.weight",
-    ("pooler_bias",): "pooler.dense.bias",
-    ("classifier",): "classifier.weight",
-    ("classifier_bias",): "classifier.bias",
+# Our parameter, dotted → the checkpoint's tensor, as a family's `tensors`.
+_TENSORS = {
+    "words": ("embeddings.word_embeddings.weight", 1),
+    "positions": ("embeddings.position_embeddings.weight", 1),
+    "types": ("embeddings.token_type_embeddings.weight", 1),
 }
+for _weight, _bias, _module, _joined in (
+    ("norm", "norm_bias", "embeddings.LayerNorm", 1),
+    ("layers.wq", "layers.bq", _LAYER + "attention.self.query", 2),
+    ("layers.wk", "layers.bk", _LAYER + "attention.self.key", 2),
+    ("layers.wv", "layers.bv", _LAYER + "attention.self.value", 2),
+    ("layers.wo", "layers.bo", _LAYER + "attention.output.dense", 1),
+    ("layers.attention_norm", "layers.attention_norm_bias", _LAYER + "attention.output.LayerNorm", 1),
+    ("layers.up", "layers.up_bias", _LAYER + "intermediate.dense", 1),
+    ("layers.down", "layers.down_bias", _LAYER + "output.dense", 1),
+    ("layers.mlp_norm", "layers.mlp_norm_bias", _LAYER + "output.LayerNorm", 1),
+    ("pooler", "pooler_bias", "pooler.dense", 1),
+    ("classifier", "classifier_bias", "classifier", 1),
+):
+    _TENSORS |= {_weight: (_module + ".weight", _joined), _bias: (_module + ".bias", _joined)}
 _PREFIX = "bert."  # of the body's tensors where a head was saved with it
 _NO_WEIGHTS = ("embeddings.position_ids", "bert.embeddings.position_ids")  # 0, 1, 2, … in older checkpoints
 _HEADS = ("pooler.", "classifier.", "cls.")  # of other purposes; a text's vector needs none
@@ -103,11 +94,7 @@ _SIZES = {
 
 
 def from_hf(config: dict[str, Any]) -> EncoderConfig:
-    """`EncoderConfig` of a parsed config.json.
-
-    Raises:
-      ValueError: naming each thing in it that is not implemented, or what it lacks.
-    """
+    """`EncoderConfig` of a parsed config.json; ValueError names each thing that is not implemented or missing."""
     if config.get("model_type") != "bert":
         raise ValueError(
             f"model_type {config.get('model_type')!r} is not implemented as a text encoder;"
@@ -125,18 +112,8 @@ def from_hf(config: dict[str, Any]) -> EncoderConfig:
 
 
 def read_config(directory: str | pathlib.Path) -> EncoderConfig:
-    """The `EncoderConfig` of a Hugging Face directory.
-
-    Raises:
-      ValueError: where there is no config.json, or it asks for what is not implemented.
-    """
-    path = pathlib.Path(directory) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{directory} is no Hugging Face model directory: it has no config.json")
-    try:
-        return from_hf(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch or export the model again") from error
+    """The `EncoderConfig` of a Hugging Face directory; errors as in `from_hf`."""
+    return from_hf(hf.read_json(directory))
 
 
 def layer_norm(x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, eps: float) -> jax.Array:
@@ -153,10 +130,6 @@ def _einsum(equation: str, x: jax.Array, y: jax.Array, **options) -> jax.Array:
     return jnp.einsum(equation, x, y, precision=precision, **options)
 
 
-def _normal(fan_in: int):
-    return nnx.initializers.normal(fan_in**-0.5)
-
-
 class Layers(decoder.Weights):
     """All encoder layers, stacked; called inside the scan, it is one of them."""
 
@@ -164,25 +137,21 @@ class Layers(decoder.Weights):
         n, d, heads, h, f = c.layers, c.width, c.heads, c.head_dim, c.mlp_width
         self.config = c
         declare = functools.partial(self.declare, rngs=rngs, dtype=dtype)
-        ones, zeros = nnx.initializers.ones, nnx.initializers.zeros
-        # fmt: off
-        declare("wq", shape=(n, heads, h, d), axes=("layers", "heads", "head_dim", "embed"), initialiser=_normal(d))
-        declare("wk", shape=(n, heads, h, d), axes=("layers", "heads", "head_dim", "embed"), initialiser=_normal(d))
-        declare("wv", shape=(n, heads, h, d), axes=("layers", "heads", "head_dim", "embed"), initialiser=_normal(d))
-        declare("wo", shape=(n, d, heads, h), axes=("layers", "embed", "heads", "head_dim"), initialiser=_normal(d))
-        declare("bq", shape=(n, heads, h), axes=("layers", "heads", "head_dim"), initialiser=zeros)
-        declare("bk", shape=(n, heads, h), axes=("layers", "heads", "head_dim"), initialiser=zeros)
-        declare("bv", shape=(n, heads, h), axes=("layers", "heads", "head_dim"), initialiser=zeros)
+        ones, zeros, normal = nnx.initializers.ones, nnx.initializers.zeros, decoder.normal
+        for name in ("wq", "wk", "wv"):
+            declare(name, shape=(n, heads, h, d), axes=("layers", "heads", "head_dim", "embed"), initialiser=normal(d))
+        declare("wo", shape=(n, d, heads, h), axes=("layers", "embed", "heads", "head_dim"), initialiser=normal(d))
+        for name in ("bq", "bk", "bv"):
+            declare(name, shape=(n, heads, h), axes=("layers", "heads", "head_dim"), initialiser=zeros)
         declare("bo", shape=(n, d), axes=("layers", "norm"), initialiser=zeros)
         declare("attention_norm", shape=(n, d), axes=("layers", "norm"), initialiser=ones)
         declare("attention_norm_bias", shape=(n, d), axes=("layers", "norm"), initialiser=zeros)
-        declare("up", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=_normal(d))
+        declare("up", shape=(n, f, d), axes=("layers", "mlp", "embed"), initialiser=normal(d))
         declare("up_bias", shape=(n, f), axes=("layers", "mlp"), initialiser=zeros)
-        declare("down", shape=(n, d, f), axes=("layers", "embed", "mlp"), initialiser=_normal(f))
+        declare("down", shape=(n, d, f), axes=("layers", "embed", "mlp"), initialiser=normal(f))
         declare("down_bias", shape=(n, d), axes=("layers", "norm"), initialiser=zeros)
         declare("mlp_norm", shape=(n, d), axes=("layers", "norm"), initialiser=ones)
         declare("mlp_norm_bias", shape=(n, d), axes=("layers", "norm"), initialiser=zeros)
-        # fmt: on
 
     def __call__(self, x_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
         c, dtype = self.config, x_BTD.dtype
@@ -210,7 +179,7 @@ class Body(decoder.Weights):
     def __init__(self, c: EncoderConfig, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
         self.config = c
         declare = functools.partial(self.declare, rngs=rngs, dtype=dtype)
-        d, normal = c.width, _normal(c.width)
+        d, normal = c.width, decoder.normal(c.width)
         declare("words", shape=(c.vocab_size, d), axes=("vocab", "embed"), initialiser=normal)
         declare("positions", shape=(c.max_positions, d), axes=(None, "embed"), initialiser=normal)
         declare("types", shape=(c.token_types, d), axes=(None, "embed"), initialiser=normal)
@@ -277,7 +246,7 @@ class PairModel(Body):
         super().__init__(c, rngs, dtype)
         declare = functools.partial(self.declare, rngs=rngs, dtype=dtype)
         d, zeros = c.width, nnx.initializers.zeros
-        declare("pooler", shape=(d, d), axes=(None, "embed"), initialiser=_normal(d))
+        declare("pooler", shape=(d, d), axes=(None, "embed"), initialiser=decoder.normal(d))
         declare("pooler_bias", shape=(d,), axes=("norm",), initialiser=zeros)
         declare("classifier", shape=(1, d), axes=(None, "norm"), initialiser=zeros)
         declare("classifier_bias", shape=(1,), axes=("norm",), initialiser=zeros)
@@ -296,52 +265,12 @@ def token_mask(time: int, length_B: jax.Array) -> jax.Array:
 
 
 def load(directory: str | pathlib.Path, *, kind: type = TextModel, dtype: jnp.dtype = jnp.float32) -> decoder.Params:
-    """The weights of a directory, on the mesh in use.
+    """The weights of a directory, on the mesh in use; errors as in `hf.load_tensors`.
 
     Tensors are found with and without the prefix "bert."; heads that `kind` does not have are left alone.
-
-    Raises:
-      ValueError: listing all missing, unexpected and wrongly shaped tensors before anything is allocated.
     """
     directory = pathlib.Path(directory)
     _, abstract = decoder.abstract(kind, read_config(directory), dtype)
     stored = tensor_files.find(directory, without=_NO_WEIGHTS)
     where = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
-    _check(directory, abstract, where)
-
-    def parameter(key_path, target):
-        path = _path(key_path)
-        if path[0] == "layers":
-            names = [_TENSORS[path].format(layer=i) for i in range(target.shape[0])]
-            whole = np.stack([where[name].view(target.shape[1:]).astype(target.dtype) for name in names])
-        else:
-            whole = where[_TENSORS[path]].view(target.shape).astype(target.dtype)
-        return jax.make_array_from_callback(target.shape, target.sharding, lambda index: whole[index])
-
-    return jax.tree_util.tree_map_with_path(parameter, abstract)
-
-
-def _path(key_path: Any) -> tuple[str, ...]:
-    return tuple(key.key for key in key_path)
-
-
-def _check(directory: pathlib.Path, abstract: decoder.Params, where: dict[str, tensor_files.StoredTensor]) -> None:
-    expected = {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-        path, shape = _path(key_path), leaf.shape
-        if path[0] != "layers":
-            expected[_TENSORS[path]] = shape
-            continue
-        if path[1] in ("wq", "wk", "wv", "bq", "bk", "bv"):  # [N, H, …] of [N * H, …]
-            shape = (shape[0], shape[1] * shape[2], *shape[3:])
-        elif path[1] == "wo":
-            shape = (*shape[:2], shape[2] * shape[3])
-        expected |= {_TENSORS[path].format(layer=i): shape[1:] for i in range(shape[0])}
-    unexpected = set(where) - set(expected)
-    faults = [f"missing {name}" for name in expected if name not in where]
-    faults += [f"unexpected {name}" for name in sorted(unexpected) if not name.startswith(_HEADS)]
-    for name, shape in expected.items():
-        if name in where and where[name].shape != shape:
-            faults.append(f"{name} has shape {list(where[name].shape)}, the model needs {list(shape)}")
-    if faults:
-        raise ValueError(f"{directory} does not hold the encoder of its config.json: " + "; ".join(faults))
+    return hf.load_tensors(directory, abstract, _TENSORS, where, _HEADS)

@@ -32,6 +32,9 @@ _STACKED = "{layer}"  # in the name of a tensor that each layer has
 _VALUE_HEAD = "value_head.weight"
 
 
+Tensors = Mapping[str, tuple[str, int]]  # as `config.Family.tensors`
+
+
 class _Stored(NamedTuple):
     """A checkpoint's tensor as our parameters see it."""
 
@@ -44,24 +47,24 @@ def _path(key_path: Any) -> str:
     return ".".join(key.key for key in key_path)
 
 
-def _tensors(config: model_config.ModelConfig, kind: type) -> Mapping[str, tuple[str, int]]:
+def _tensors(config: model_config.ModelConfig, kind: type) -> Tensors:
     """The family's table; the head of a value model is a tensor of ours."""
     table = config.family.tensors
     return {**table, "head": (_VALUE_HEAD, 0)} if kind is decoder.Value else table
 
 
-def _stored(config: model_config.ModelConfig, abstract: decoder.Params, kind: type) -> dict[str, _Stored]:
+def _stored(params: decoder.Params, table: Tensors) -> dict[str, _Stored]:
     """Name → tensor for all parameters, in a fixed order."""
-    table, tensors = _tensors(config, kind), {}
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+    tensors = {}
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(params):
         path = _path(key_path)
         if path not in table:
-            raise ValueError(f"family {config.family.name!r} has no tensor for {path}; add the row to its `tensors`")
+            raise ValueError(f"the family has no tensor for {path}; add the row to its `tensors`")
         name, joined = table[path]
         stacked = _STACKED in name
         dims = leaf.shape[stacked:]
-        shape = (int(np.prod(dims[:joined])),) + ((int(np.prod(dims[joined:])),) if dims[joined:] else ())
-        for i in range(config.layers) if stacked else [None]:
+        shape = (math.prod(dims[:joined]),) + ((math.prod(dims[joined:]),) if dims[joined:] else ())
+        for i in range(leaf.shape[0]) if stacked else [None]:
             tensors[name.format(layer=i)] = _Stored(path, i, shape)
     return tensors
 
@@ -72,11 +75,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def directory(name: str) -> pathlib.Path:
-    """A model's directory: the name itself where it is one, else fetched from the Hugging Face hub, once.
-
-    Raises:
-      ValueError: where neither has it.
-    """
+    """A model's directory: the name itself, or fetched from the Hugging Face hub, once; ValueError for neither."""
     path = pathlib.Path(name)
     if path.is_dir():
         return path
@@ -91,21 +90,20 @@ def directory(name: str) -> pathlib.Path:
         raise ValueError(f"{name!r} is no directory, and the hub did not give it: {error}") from error
 
 
-def read_config(directory: str | pathlib.Path, family: str = "") -> model_config.ModelConfig:
-    """The `ModelConfig` of a Hugging Face directory.
-
-    Args:
-      family: as in `catalog.from_hf`.
-    Raises:
-      ValueError: where there is no config.json, or it asks for what is not implemented.
-    """
+def read_json(directory: str | pathlib.Path) -> dict[str, Any]:
+    """The config.json of a Hugging Face directory; ValueError where there is none."""
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{directory} is no Hugging Face model directory: it has no config.json; set model.path")
+        raise ValueError(f"{directory} is no Hugging Face model directory: it has no config.json; name one that has")
     try:
-        return catalog.from_hf(json.loads(path.read_text()), family)
+        return json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); fetch or export the model again") from error
+
+
+def read_config(directory: str | pathlib.Path, family: str = "") -> model_config.ModelConfig:
+    """The model of a Hugging Face directory; family and errors as in `catalog.from_hf`."""
+    return catalog.from_hf(read_json(directory), family)
 
 
 def load(
@@ -115,27 +113,54 @@ def load(
     kind: type = decoder.Policy,
     dtype: jnp.dtype = jnp.float32,
 ) -> decoder.Params:
-    """A model's weights, each parameter straight into its shards on the mesh in use, one at a time.
+    """A model's weights, read as `load_tensors` does.
 
-    Each process reads the slices that its own devices hold. A value model takes its body from a policy's checkpoint,
-    and its head too where the checkpoint has one; else the head is zero.
-
-    Args:
-      config: what `read_config` gave; None reads it.
-    Raises:
-      ValueError: listing all missing, unexpected and wrongly shaped tensors before anything is allocated.
+    A value model takes its body from a policy's checkpoint, and its head too where the checkpoint has one; else the
+    head is zero. `config` is what `read_config` gave; None reads it.
     """
     directory = pathlib.Path(directory)
     config = config or read_config(directory)
     where = tensor_files.find(directory)
     _, abstract = decoder.abstract(kind, config, dtype)
-    _check(directory, config, kind, abstract, where)
-    table = _tensors(config, kind)
+    fresh = abstract.pop("head") if kind is decoder.Value and _VALUE_HEAD not in where else None
+    # A head that is stored and not read: beside a tied embedding it is that once more, and no value model's.
+    tied = kind is decoder.Value or config.tied_embeddings
+    unread = tuple(name for path, (name, _) in config.family.tensors.items() if tied and path == "head")
+    params = load_tensors(directory, abstract, _tensors(config, kind), where, unread)
+    if fresh is not None:
+        params["head"] = jax.device_put(np.zeros(fresh.shape, fresh.dtype), fresh.sharding)
+    return params
+
+
+def load_tensors(
+    directory: pathlib.Path,
+    abstract: decoder.Params,
+    table: Tensors,
+    where: Mapping[str, tensor_files.StoredTensor],
+    unread: tuple[str, ...],
+) -> decoder.Params:
+    """Each parameter of `abstract` straight into its shards on the mesh in use, one at a time.
+
+    Each process reads the slices that its own devices hold.
+
+    Args:
+      where: the tensors of the directory, by the table's names.
+      unread: how names begin that may be there besides.
+    Raises:
+      ValueError: listing all missing, unexpected and wrongly shaped tensors before anything is allocated.
+    """
+    expected = _stored(abstract, table)
+    faults = [f"missing {name}" for name in expected if name not in where]
+    unexpected = sorted(set(where) - set(expected))
+    faults += [f"unexpected {name}" for name in unexpected if not name.startswith(unread)]
+    for name, tensor in expected.items():
+        if name in where and where[name].shape != tensor.shape:
+            faults.append(f"{name} has shape {list(where[name].shape)}, the model needs {list(tensor.shape)}")
+    if faults:
+        raise ValueError(f"{directory} does not hold the model of its config.json: " + "; ".join(faults))
 
     def parameter(key_path, target):
         name, _ = table[_path(key_path)]
-        if name == _VALUE_HEAD and name not in where:
-            return jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
         shards: dict[tuple, np.ndarray] = {}  # replicas share what was read
 
         def shard(index):
@@ -144,8 +169,7 @@ def load(
                 shards[key] = _read(where, name, target, index)
             return shards[key]
 
-        array = jax.make_array_from_callback(target.shape, target.sharding, shard)
-        return jax.block_until_ready(array)
+        return jax.block_until_ready(jax.make_array_from_callback(target.shape, target.sharding, shard))
 
     return jax.tree_util.tree_map_with_path(parameter, abstract)
 
@@ -154,12 +178,8 @@ def _read(where, name: str, target: jax.ShapeDtypeStruct, index: tuple[slice, ..
     """The slice of a parameter, layer by layer in a few threads: reading lets go of the interpreter."""
     stacked = _STACKED in name
     dims, part = target.shape[stacked:], index[stacked:]
+    layers = range(target.shape[0])[index[0]] if stacked else range(1)
     shape = [len(range(size)[cut]) for size, cut in zip(dims, part, strict=True)]
-    if not stacked:
-        out = _aligned(shape, target.dtype)
-        where[name].read_into(out, dims, part)
-        return out
-    layers = range(target.shape[0])[index[0]]
     out = _aligned([len(layers), *shape], target.dtype)
 
     def read(row):
@@ -167,7 +187,7 @@ def _read(where, name: str, target: jax.ShapeDtypeStruct, index: tuple[slice, ..
 
     with futures.ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(read, range(len(layers))))
-    return out
+    return out if stacked else out[0]
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -176,23 +196,6 @@ def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     raw = np.empty(size + 64, np.uint8)
     begin = -raw.ctypes.data % 64
     return raw[begin : begin + size].view(dtype).reshape(shape)
-
-
-def _check(directory, config, kind, abstract, where) -> None:
-    expected = _stored(config, abstract, kind)
-    # A head that is stored and not read: beside a tied embedding it is that once more, and no value model's.
-    allowed = set()
-    if kind is decoder.Value or config.tied_embeddings:
-        allowed = {name for path, (name, _) in config.family.tensors.items() if path == "head"}
-    if kind is decoder.Value and _VALUE_HEAD not in where:  # a fresh one will do
-        expected.pop(_VALUE_HEAD)
-    faults = [f"missing {name}" for name in expected if name not in where]
-    faults += [f"unexpected {name}" for name in sorted(set(where) - set(expected) - allowed)]
-    for name, tensor in expected.items():
-        if name in where and where[name].shape != tensor.shape:
-            faults.append(f"{name} has shape {list(where[name].shape)}, config.json says {list(tensor.shape)}")
-    if faults:
-        raise ValueError(f"{directory} does not hold the model of its config.json: " + "; ".join(faults))
 
 
 def save(
@@ -218,7 +221,7 @@ def save(
     directory = pathlib.Path(directory)
     leaves = {_path(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     dtype = np.dtype(dtype or next(iter(leaves.values())).dtype)
-    tensors = _stored(config, params, kind)
+    tensors = _stored(params, _tensors(config, kind))
 
     def gather(name: str) -> np.ndarray:
         tensor = tensors[name]

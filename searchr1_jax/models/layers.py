@@ -93,8 +93,7 @@ def split_kv_heads(kv: jax.Array, head_axis: int) -> jax.Array:
 
 def packed_attention(kernel: attention.Kernel, q_BTNH, k_BTKH, v_BTKH, segment_BT) -> jax.Array:
     """Causal attention within the segments of packed rows; segment 0 is empty space. [B, T, N, H]"""
-    heads = parallel.spec("batch", None, "heads", None)
-    rows = parallel.spec("batch", None)
+    heads, rows = parallel.spec("batch", None, "heads", None), parallel.spec("batch", None)
     # The kernels say nothing of how their results vary over the mesh, so nothing is checked.
     attend = jax.shard_map(kernel, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
     return attend(q_BTNH, split_kv_heads(k_BTKH, 2), split_kv_heads(v_BTKH, 2), segment_BT)

@@ -27,6 +27,8 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _INDEX = "model.safetensors.index.json"
 
+Promised = tuple[str, tuple[int, ...], np.dtype]  # name, shape and dtype of a tensor to write
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredTensor:
@@ -60,10 +62,8 @@ class StoredTensor:
 
 
 def find(directory: pathlib.Path, *, without: Collection[str] = ()) -> dict[str, StoredTensor]:
-    """All tensors of a directory, by name.
+    """All tensors of a directory, by name, `without` those that are no weights.
 
-    Args:
-      without: names left out, of what is stored and is no weight.
     Raises:
       ValueError: for a directory without safetensors, a shard that its index names and that is missing, or a file that
         is truncated or broken, by its name.
@@ -120,27 +120,17 @@ def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, 
 
 
 def write(
-    directory: pathlib.Path,
-    tensors: Sequence[tuple[str, tuple[int, ...], np.dtype]],
-    produce: Callable[[str], np.ndarray],
-    *,
-    max_shard_bytes: int,
+    directory: pathlib.Path, tensors: Sequence[Promised], produce: Callable[[str], np.ndarray], *, max_shard_bytes: int
 ) -> None:
-    """Writes tensors into as few files as the limit allows, and an index where there are several.
+    """Writes tensors in their order into as few files as the limit allows, and an index where there are several.
 
-    Args:
-      tensors: name, shape and dtype of each, in the order in which they are asked for.
-      produce: called once a name; its array is written and let go before the next.
+    `produce` is called once a name; its array is written and let go before the next.
     """
-    shards: list[list[tuple[str, tuple[int, ...], np.dtype]]] = [[]]
-    room = max_shard_bytes
+    shards: list[list[Promised]] = [[]]
     for tensor in tensors:
-        size = _bytes(tensor)
-        if size > room and shards[-1]:
+        if shards[-1] and sum(map(_bytes, [*shards[-1], tensor])) > max_shard_bytes:
             shards.append([])
-            room = max_shard_bytes
         shards[-1].append(tensor)
-        room -= size
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
@@ -151,16 +141,15 @@ def write(
         (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _bytes(tensor: tuple[str, tuple[int, ...], np.dtype]) -> int:
+def _bytes(tensor: Promised) -> int:
     return math.prod(tensor[1]) * np.dtype(tensor[2]).itemsize
 
 
-def _write_file(path: pathlib.Path, shard, produce) -> None:
+def _write_file(path: pathlib.Path, shard: list[Promised], produce: Callable[[str], np.ndarray]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for tensor in shard:
-        name, shape, dtype = tensor
-        begin, end = end, end + _bytes(tensor)
+    for name, shape, dtype in shard:
+        begin, end = end, end + _bytes((name, shape, dtype))
         header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

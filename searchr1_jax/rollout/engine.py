@@ -71,10 +71,8 @@ class Engine:
             self._stops = self._programs.stops(eos_ids)
         self.shards, self.rows_per_shard = self._programs.shards, self._programs.rows_per_shard
         self._params = None
-        self.hand_over_bytes, self.hand_over_s = (
-            weights * self.mesh.devices.size,
-            0.0,
-        )  # of this host; of the last one
+        self.hand_over_bytes = weights * self.mesh.devices.size  # of this host
+        self.hand_over_s = 0.0  # of the last one
         self.reset()
 
     def reset(self) -> None:
@@ -92,7 +90,7 @@ class Engine:
     @property
     def compiled(self) -> int:
         """Programs compiled so far; constant after warm-up."""
-        return self._programs.compiled
+        return parallel.compiled(self._programs.extend, self._programs.decode)
 
     def shard_of(self, slot: int) -> int:
         """Which shard holds a slot; a row's slots must be of one shard."""
@@ -138,11 +136,7 @@ class Engine:
 
 
 def check_memory(weights: int, state: int, memory: int | None, *, what: str) -> None:
-    """Refuses an actor that a device cannot hold; bytes of one device, `memory` None where it does not tell.
-
-    Raises:
-      ValueError: with the figures.
-    """
+    """Refuses an actor that a device cannot hold; bytes of one device, `memory` None where it does not tell."""
     if memory is not None and weights + state > memory:
         raise ValueError(
             f"acting with {what} takes {weights / 1e9:.2f} GB of weights and {state / 1e9:.2f} GB of KV caches on each"

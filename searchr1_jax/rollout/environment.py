@@ -58,12 +58,7 @@ class Tool(Protocol):
 
 
 class ToolError(RuntimeError):
-    """A tool that failed for good.
-
-    Attributes:
-      tool: its name.
-      cause: what went wrong, in words.
-    """
+    """A tool, by its name, that failed for good; `cause` says on what and why."""
 
     def __init__(self, tool: str, cause: str):
         super().__init__(tool, cause)
@@ -86,11 +81,7 @@ class Outcome:
 class Environment:
     """Answers calls with the replies of the tools and other turns with a correction; an answer ends the episode.
 
-    Attributes:
-      protocol: the templates of replies.
-      tools: by their names.
-    Raises:
-      ValueError: for a tool's name that cannot be a tag, or that two of them have.
+    ValueError for a tool's name that cannot be a tag, or that two of them have.
     """
 
     def __init__(self, protocol: settings.Protocol, tools: Sequence[Tool]):
@@ -108,12 +99,7 @@ class Environment:
         return outcome() if action.kind in self.tools else outcome(reply=transcript.correction(self.protocol))
 
     def fetch(self, calls: list[Call]) -> list[transcript.Reply]:
-        """Replies to calls of one tool, in their order. From worker threads.
-
-        Raises:
-          ToolError: where the tool raised something, or replied to another number of calls or with anything but texts
-            and passages.
-        """
+        """Replies to calls of one tool, in their order, from worker threads; ToolError for what goes wrong there."""
         name, queries = calls[0].tool, [call.content for call in calls]
         try:
             found = self.tools[name].call(calls)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import collections
 from concurrent import futures
 import dataclasses
-from typing import Iterable, Iterator
+from typing import Iterable, Iterator, Sequence
 import zlib
 
 import numpy as np
@@ -57,10 +57,9 @@ def make_tasks(
     samples: int,
     room: int,
 ) -> list[Task]:
-    """Tokenised prompts. A question that comes again goes on counting its samples, so that no two are alike.
+    """Tokenised prompts; ValueError names a question whose prompt is longer than `room` tokens.
 
-    Raises:
-      ValueError: naming the question whose prompt is longer than `room` tokens.
+    A question that comes again goes on counting its samples, so that no two are alike.
     """
     tasks: list[Task] = []
     asked = collections.Counter()
@@ -84,9 +83,9 @@ class _Episode:
     task: Task
     sample: int
     slot: int
-    tokens: list[int]
-    sampled: list[bool]
-    logp: list[float]
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    sampled: list[bool] = dataclasses.field(default_factory=list)
+    logp: list[float] = dataclasses.field(default_factory=list)
     decoding: bool = False
     turn_start: int = 0
     turns: list[types.Turn] = dataclasses.field(default_factory=list)
@@ -94,22 +93,11 @@ class _Episode:
     eos_dropped: int = 0
     passages_cut: int = 0
 
-    def finish(self, reason: str, tools: Iterable[str]) -> types.Trajectory:
-        answered = self.turns[-1].content if reason == "answered" else None
-        return types.Trajectory(
-            example=self.task.example,
-            sample=self.sample,
-            tokens=np.array(self.tokens, np.int32),
-            sampled=np.array(self.sampled, bool),
-            behaviour_logp=np.array(self.logp, np.float32),
-            prompt_tokens=len(self.task.prompt),
-            turns=tuple(self.turns),
-            stop_reason=reason,
-            answer=answered,
-            tools=tuple(tools),
-            eos_dropped=self.eos_dropped,
-            passages_cut=self.passages_cut,
-        )
+    def add(self, tokens: Sequence[int], logp: Sequence[float] | None = None) -> None:
+        """Tokens that the policy wrote, with their log-probs, or that were given to it."""
+        self.tokens += tokens
+        self.sampled += [logp is not None] * len(tokens)
+        self.logp += logp or [0.0] * len(tokens)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -171,17 +159,15 @@ class Run:
                     waiting.appendleft((task, first + count))
                 identities = []
                 for sample, slot in enumerate(slots, start=task.first_sample + first):
-                    blank = [False] * len(task.prompt)
-                    logp = [0.0] * len(task.prompt)
-                    self.active[slot] = _Episode(task, sample, slot, list(task.prompt), blank, logp)
+                    self.active[slot] = _Episode(task, sample, slot)
+                    self.active[slot].add(task.prompt)
                     identities.append((*self.seed_and_step, zlib.crc32(task.example.id.encode()), sample))
                 self.append(tuple(slots), list(task.prompt), 0, tuple(identities))
 
     def append(self, slots, tokens: list[int], start: int, identities=()) -> None:
         """Queues chunks that write `tokens` from `start` on; the last token becomes the pending one."""
         known, pending = tokens[start:-1], tokens[-1]
-        chunks = self.engine.shapes.extend_chunks
-        rows: collections.deque[engine_lib.Row] = collections.deque()
+        chunks, rows = self.engine.shapes.extend_chunks, collections.deque[engine_lib.Row]()
         while not rows or known:
             size = next((c for c in chunks if c >= len(known)), chunks[-1])
             part, known = known[:size], known[size:]
@@ -220,9 +206,7 @@ class Run:
                 continue  # the turn ended in the call before, which had not been read when this one left
             slot = episode.slot
             count = int(decoded.count[slot])
-            episode.tokens += decoded.tokens[slot, :count].tolist()
-            episode.sampled += [True] * count
-            episode.logp += decoded.logp[slot, :count].tolist()
+            episode.add(decoded.tokens[slot, :count].tolist(), decoded.logp[slot, :count].tolist())
             if decoded.status[slot] != programs.RUNNING:
                 episode.decoding = False
                 self.turn_ended(episode, int(decoded.status[slot]))
@@ -271,17 +255,14 @@ class Run:
     def reply(self, episode: _Episode, reply: transcript.Reply) -> None:
         """Appends a reply to the episode, or ends it where there is no room for it and a token after it."""
         start = len(episode.tokens) - 1  # the pending token is not in the cache yet
-        limit = self.limits.max_information_tokens
-        room = self.context - 1 - len(episode.tokens)
+        limit, room = self.limits.max_information_tokens, self.context - 1 - len(episode.tokens)
         fitted = transcript.reply_tokens(reply, self.tokenizer, max_body=limit, room=room)
         if fitted is None:
             self.finish(episode, "length")
             return
         tokens, cut = fitted
         episode.passages_cut += cut
-        episode.tokens += tokens
-        episode.sampled += [False] * len(tokens)
-        episode.logp += [0.0] * len(tokens)
+        episode.add(tokens)
         text = self.tokenizer.decode(tokens)
         episode.turns[-1] = dataclasses.replace(episode.turns[-1], passages=reply.passages, reply=text)
         self.append((episode.slot,), episode.tokens, start)
@@ -289,41 +270,44 @@ class Run:
     def finish(self, episode: _Episode, reason: str) -> None:
         del self.active[episode.slot]
         self.free[self.engine.shard_of(episode.slot)].append(episode.slot)
-        self.finished.append(episode.finish(reason, self.environment.tools))
+        trajectory = types.Trajectory(
+            example=episode.task.example,
+            sample=episode.sample,
+            tokens=np.array(episode.tokens, np.int32),
+            sampled=np.array(episode.sampled, bool),
+            behaviour_logp=np.array(episode.logp, np.float32),
+            prompt_tokens=len(episode.task.prompt),
+            turns=tuple(episode.turns),
+            stop_reason=reason,
+            answer=episode.turns[-1].content if reason == "answered" else None,
+            tools=tuple(self.environment.tools),
+            eos_dropped=episode.eos_dropped,
+            passages_cut=episode.passages_cut,
+        )
+        self.finished.append(trajectory)
 
 
+@dataclasses.dataclass(eq=False)
 class Rollout:
-    """Runs episodes on an engine; one `run` at a time.
+    """Runs episodes on an engine; one `run` at a time."""
 
-    Attributes:
-      schedule: the order of things.
-      counts: of the last run.
-    """
-
-    schedule = Run
-
-    def __init__(
-        self,
-        engine: engine_lib.Engine,
-        environment: environment_lib.Environment,
-        tokenizer: tokenizer_lib.Tokenizer,
-        limits: Limits,
-    ):
-        self._engine, self._environment = engine, environment
-        self._tokenizer, self._limits = tokenizer, limits
-        self.counts = Counts()
+    schedule = Run  # the order of things
+    engine: engine_lib.Engine
+    environment: environment_lib.Environment
+    tokenizer: tokenizer_lib.Tokenizer
+    limits: Limits
+    counts: Counts = dataclasses.field(default_factory=Counts)  # of the last run
 
     def run(
         self, tasks: list[Task], decoding: sampling.Decoding, *, seed: int, step: int
     ) -> Iterator[types.Trajectory]:
         """Yields each trajectory as it finishes, `samples` a task; the order is not to be relied on.
 
-        Raises:
-          ToolError: when a tool failed for good; the trajectories yielded so far are whole.
+        ToolError when a tool failed for good; the trajectories yielded so far are whole.
         """
-        run = self.schedule(self._engine, self._environment, self._tokenizer, self._limits, decoding, (seed, step))
+        run = self.schedule(self.engine, self.environment, self.tokenizer, self.limits, decoding, (seed, step))
         self.counts = run.counts
-        pool = futures.ThreadPoolExecutor(self._limits.tool_threads, "tool")
+        pool = futures.ThreadPoolExecutor(self.limits.tool_threads, "tool")
         try:
             yield from run.episodes(tasks, pool)
         finally:

@@ -22,12 +22,7 @@ from searchr1_jax.models import decoder
 
 
 class HandOver:
-    """The programs for one model, between the learner's mesh and the actors'.
-
-    Args:
-      hosts: mesh of the actors of all hosts, as `parallel.hosts_mesh` makes it.
-      actor: this host's part of it.
-    """
+    """The programs for one model; `hosts` is the mesh of all actors (`parallel.hosts_mesh`), `actor` this host's."""
 
     def __init__(
         self, config: model_config.ModelConfig, *, hosts: jax.sharding.Mesh, actor: jax.sharding.Mesh, dtype: jnp.dtype
@@ -53,11 +48,9 @@ class HandOver:
             with jax.set_mesh(self.hosts):
                 params = self.gather(params)
 
-        def mine(array, target):
-            shards = [shard.data for shard in array.addressable_shards]
-            return jax.make_array_from_single_device_arrays(array.shape, target.sharding, shards)
-
-        return jax.tree.map(mine, params, self.params)
+        place = jax.make_array_from_single_device_arrays
+        mine = lambda array: [shard.data for shard in array.addressable_shards]
+        return jax.tree.map(lambda array, to: place(array.shape, to.sharding, mine(array)), params, self.params)
 
 
 def _gather(weight: jax.Array, spec: jax.P) -> jax.Array:

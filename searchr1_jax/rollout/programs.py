@@ -99,11 +99,7 @@ class Written(NamedTuple):
 
 
 class Programs:
-    """Both programs for one model, one set of shapes and the mesh in use.
-
-    Raises:
-      ValueError: where slots or rows do not divide over the shards of the batch.
-    """
+    """Both programs for a model, shapes and the mesh in use; ValueError where slots or rows do not divide over it."""
 
     def __init__(
         self,
@@ -128,11 +124,6 @@ class Programs:
         self.extend = jax.jit(self._extend, donate_argnums=0)
         self.decode = jax.jit(self._decode, donate_argnums=0)
 
-    @property
-    def compiled(self) -> int:
-        """Programs compiled so far; constant after warm-up."""
-        return parallel.compiled(self.extend, self.decode)
-
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state."""
         mesh, slots = jax.sharding.get_mesh(), self.shapes.slots
@@ -148,12 +139,9 @@ class Programs:
     def empty_state(self) -> State:
         """A state all of whose slots are idle."""
         abstract = self.abstract_state()
-
-        def make():
-            state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-            return state._replace(status=jnp.full_like(state.status, IDLE))
-
-        return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+        idle = lambda state: state._replace(status=jnp.full_like(state.status, IDLE))
+        return jax.jit(lambda: idle(zeros()), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
 
     def stops(self, eos_ids: frozenset[int]) -> Stops:
         eos = np.zeros(self.config.vocab_size, bool)

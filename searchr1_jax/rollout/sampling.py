@@ -20,19 +20,14 @@ class Decoding:
     top_k: int = 0  # 0: all
     top_p: float = 1.0  # the likeliest tokens that together have this much probability, at least one
 
-    def __post_init__(self):
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p of {self.top_p} is no share of the probability; set it above 0 and up to 1 (all)")
-
 
 def sample(logits_SV, key_S2, position_S, temperature, top_k, top_p) -> tuple[jax.Array, jax.Array]:
-    """One token for each slot, and its log-prob under the tempered, not truncated, distribution.
+    """One token for each slot, int32[S], and its log-prob under the tempered, not truncated, distribution.
 
     Args:
       logits_SV: float32[S, V]; the vocabulary whole on every shard.
       key_S2: uint32[S, 2], folded here with the position that the token takes.
-      temperature, top_k, top_p: scalars, traced; temperature 0 takes the likeliest token.
-    Returns: int32[S] and float32[S].
+      temperature, top_k, top_p: scalars, traced, as in `Decoding`.
     """
     vocabulary = logits_SV.shape[-1]
     greedy = temperature <= 0

@@ -57,11 +57,9 @@ def sub_exact_match(prediction: str | None, golden_answers: Sequence[str]) -> fl
     if prediction is None:
         return 0.0
     predicted = normalize_answer(prediction)
-    return float(any(_stands_in(normalize_answer(answer), predicted) for answer in golden_answers))
-
-
-def _stands_in(golden: str, text: str) -> bool:
-    return golden in text if golden else not text
+    return float(
+        any(golden in predicted if golden else not predicted for golden in map(normalize_answer, golden_answers))
+    )
 
 
 def token_f1(prediction: str | None, golden_answers: Sequence[str]) -> float:
@@ -132,22 +130,17 @@ def retrieved(trajectory: types.Trajectory) -> bool:
     "Stands in" is that of `sub_exact_match`. The reply alone would not do, because what wraps the passages may hold
     an answer too ("information", "1"); nor would the passage, because passages are cut to fit their budget.
     """
-    golden = [normalize_answer(answer) for answer in trajectory.example.golden_answers]
+    golden = trajectory.example.golden_answers
     for turn in trajectory.turns:
-        reply = normalize_answer(turn.reply)
-        shown = [answer for answer in golden if _stands_in(answer, reply)]
-        for passage in turn.passages:
-            text = normalize_answer(f"{passage.title}\n{passage.text}")
-            if any(_stands_in(answer, text) for answer in shown):
-                return True
+        shown = [answer for answer in golden if sub_exact_match(turn.reply, [answer])]
+        if any(sub_exact_match(f"{passage.title}\n{passage.text}", shown) for passage in turn.passages):
+            return True
     return False
 
 
 def repeated_queries(trajectory: types.Trajectory) -> int:
     """Answered searches whose normalised query was answered before in the episode."""
-    queries = [
-        normalize_answer(turn.content) for turn in trajectory.turns if turn.event == protocol.SEARCH and turn.reply
-    ]
+    queries = [normalize_answer(t.content) for t in trajectory.turns if t.event == protocol.SEARCH and t.reply]
     return len(queries) - len(set(queries))
 
 
@@ -196,11 +189,7 @@ class WeightedSum:
     weights: Mapping[str, float]
 
     def parts(self, trajectory: types.Trajectory) -> dict[str, types.Worth]:
-        """What each reward gives, by its name and before it is weighted.
-
-        Raises:
-          ValueError: naming the reward that gives other than one number for each turn.
-        """
+        """What each reward gives, unweighted; ValueError names one that gives other than one number for each turn."""
         parts: dict[str, types.Worth] = {}
         for name, reward in self.rewards.items():
             worth = reward(trajectory)
@@ -231,19 +220,17 @@ class WeightedSum:
 def resolve(c: settings.Reward) -> WeightedSum:
     """The reward that settings describe: the one called `name`, plus weighted others.
 
-    Raises:
-      ValueError: for a name that is none, a module that cannot be imported or has no such function, a weight that is no
-        finite number, or a name that comes twice.
+    ValueError for a name that is no function's or comes twice, and for a weight that is no finite number.
     """
     known = REWARDS | {FORMAT_AWARE: FormatAware(structure=c.structure, retrieval=c.retrieval, answered=c.answered)}
     weights = {c.name: 1.0}
     for term in c.extra:
-        added, weight = _name_and_weight(term)
-        if added in weights:
+        name, weight = _name_and_weight(term)
+        if name in weights:
             raise ValueError(
-                f"reward {added!r} is named twice, again in {term!r}; name it once, in reward.name or extra"
+                f"reward {name!r} is named twice, again in {term!r}; name it once, in reward.name or extra"
             )
-        weights[added] = weight
+        weights[name] = weight
     return WeightedSum(rewards={each: _find(each, known) for each in weights}, weights=weights)
 
 

@@ -25,7 +25,6 @@ _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 class Tokenizer:
@@ -44,27 +43,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Tokenizer:
-        """The tokenizer of a directory, or of a model on the Hugging Face hub.
+        """The tokenizer of a directory; ValueError where there is none.
 
         The end-of-sequence ids are the tokenizer's and those of generation_config.json and config.json.
-
-        Raises:
-          ValueError: if neither a directory nor the hub gives a tokenizer.
         """
-        import huggingface_hub
-
-        transformers = _import_transformers()
         try:
-            local = str(path)
-            if not os.path.isdir(local):
-                local = huggingface_hub.snapshot_download(local, allow_patterns=_HUB_FILES)
-            hugging_face = transformers.AutoTokenizer.from_pretrained(local)
-            return cls(hugging_face, _model_eos_ids(pathlib.Path(local)))
+            hugging_face = _import_transformers().AutoTokenizer.from_pretrained(path)
+            return cls(hugging_face, _model_eos_ids(pathlib.Path(path)))
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"no tokenizer at {str(path)!r}; give a directory that holds tokenizer.json, or the id of a "
-                f"model on the Hugging Face hub ({error})"
-            ) from error
+            raise ValueError(f"no tokenizer at {str(path)!r}; name one that holds tokenizer.json ({error})") from error
 
     def save(self, directory: str | os.PathLike):
         """Writes the files that `load` and `transformers.AutoTokenizer` read, the model's eos ids too."""
@@ -82,18 +69,7 @@ class Tokenizer:
         """The ids of `text` as plain text: added tokens (tags) are found in it, special tokens are not."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
-    def encode_framed(self, text: str, max_tokens: int) -> list[int]:
-        """The ids of `text` between the tokenizer's own special tokens, as text encoders read it.
-
-        [CLS] text [SEP], the text cut so that all of it is at most `max_tokens` long.
-        """
-        encoding = self._plain.encode(text, add_special_tokens=False)
-        encoding.truncate(max_tokens - self._plain.num_special_tokens_to_add(False))
-        return self._plain.post_process(encoding, None, True).ids
-
-    def framing(
-        self, max_tokens: int
-    ) -> Callable[[Sequence[str] | Sequence[tuple[str, str]]], list[tuple[list[int], list[int]]]]:
+    def framing(self, max_tokens: int) -> Callable[[Sequence[Any]], list[tuple[list[int], list[int]]]]:
         """A function that frames many texts, or pairs of texts, at once and in parallel: ids and token types of each.
 
         [CLS] text [SEP], or [CLS] first [SEP] second [SEP] whose second part is of type 1. What is longer than
@@ -102,11 +78,7 @@ class Tokenizer:
         framing = copy.deepcopy(self._plain)
         framing.encode_special_tokens = True  # which a copy forgets
         framing.enable_truncation(max_tokens)
-
-        def frame(texts):
-            return [(encoding.ids, encoding.type_ids) for encoding in framing.encode_batch(texts)]
-
-        return frame
+        return lambda texts: [(encoding.ids, encoding.type_ids) for encoding in framing.encode_batch(texts)]
 
     def encode_prompt(self, user_message: str) -> list[int]:
         """The ids of a prompt, up to where the policy goes on writing.
@@ -121,11 +93,7 @@ class Tokenizer:
         return ids[:-1] if ids and ids[-1] in self.eos_ids else ids
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes of each token, index = id; b"" for an id that no token has.
-
-        Raises:
-          ValueError: for a tokenizer whose tokens don't stand for bytes by themselves (WordPiece).
-        """
+        """The bytes of each token, index = id; b"" for an id that no token has; ValueError for WordPiece."""
         return list(self._token_bytes)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -162,17 +130,11 @@ def train(
     sequence, `<|endoftext|>`, a special token.
 
     Args:
-      texts: what to learn merges from.
       vocab_size: the number of tokens, added ones included; fewer where the texts hold no more merges.
       added_tokens: texts that are always one token and not special (the tags); they get the highest ids.
-      directory: where `transformers.AutoTokenizer.from_pretrained` then finds the tokenizer.
-
-    Raises:
-      ValueError: if `vocab_size` has no room for the 256 bytes, the end of sequence and `added_tokens`.
     """
     import tokenizers
 
-    transformers = _import_transformers()
     needed = 256 + 1 + len(added_tokens)
     if vocab_size < needed:
         raise ValueError(
@@ -181,12 +143,9 @@ def train(
         )
     pre_tokenizers = tokenizers.pre_tokenizers
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])
     bpe.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - len(added_tokens),
@@ -196,7 +155,7 @@ def train(
     )
     bpe.train_from_iterator(texts, trainer)
     bpe.add_tokens([tokenizers.AddedToken(text, normalized=False, special=False) for text in added_tokens])
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
+    fast = _import_transformers().PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
     Tokenizer(fast).save(directory)
     return Tokenizer.load(directory)
 
@@ -237,8 +196,7 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    byte_of = _byte_of_character()
-    return bytes(byte_of[character] for character in piece)
+    return bytes(map(_byte_of_character().__getitem__, piece))
 
 
 def _metaspace_bytes(piece: str) -> bytes:

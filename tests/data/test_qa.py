@@ -76,7 +76,7 @@ def test_a_broken_line_is_named_before_anything_is_written(tmp_path, bad, compla
 def test_a_line_that_is_not_utf8_is_named(tmp_path):
     file = tmp_path / "dev.jsonl"
     file.write_bytes(json.dumps(ROW).encode() + b'\n{"id": "caf\xe9"}\n')
-    with pytest.raises(ValueError, match="dev.jsonl, line 2: not UTF-8 .* byte 11"):
+    with pytest.raises(ValueError, match="dev.jsonl, line 2: not JSON .*utf-8.* position 11"):
         load(file)
 
 

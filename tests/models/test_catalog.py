@@ -182,8 +182,16 @@ def test_a_family_of_ones_own_reads_its_model_type_and_says_so_in_what_it_writes
         ("mistral", "", "model_type 'mistral' is not implemented; choose from .*'llama'.*own in model.family"),
         ("llama", OURS, f"'{OURS}', which reads model_type 'mistral', but config.json is of model_type 'llama'"),
         ("mistral", "llama", "'llama', which reads model_type 'llama', but config.json is of model_type 'mistral'"),
-        ("mistral", "mistral", "model.family is 'mistral'; choose from qwen2, qwen3, llama, package.module:name"),
-        ("mistral", f"{__name__}:NONE", "model.family is .*NONE', which could not be imported .*no attribute 'NONE'"),
+        (
+            "mistral",
+            "mistral",
+            "model.family names 'mistral'; make it one of qwen2, qwen3, llama, or package.module:name",
+        ),
+        (
+            "mistral",
+            f"{__name__}:NONE",
+            "model.family names .*NONE', which could not be imported .*no attribute 'NONE'",
+        ),
         ("mistral", "nowhere:MISTRAL", "could not be imported .No module named 'nowhere'"),
         ("mistral", f"{__name__}:LLAMA_1B", "model.family is .*LLAMA_1B', which is {.*name a models.config.Family"),
     ],

@@ -186,7 +186,7 @@ def test_every_missing_unexpected_and_misshapen_tensor_is_listed_at_once(laptop,
         encoder.load(altered(tmp_path, "bert_cls", change))
     start, faults = str(error.value).split(": ", 1)
     vocabulary = encoder.read_config(tmp_path).vocab_size
-    assert start == f"{tmp_path} does not hold the encoder of its config.json"
+    assert start == f"{tmp_path} does not hold the model of its config.json"
     assert sorted(faults.split("; ")) == [
         f"embeddings.word_embeddings.weight has shape [5, 24], the model needs [{vocabulary}, 24]",
         "missing encoder.layer.1.output.dense.bias",

@@ -109,9 +109,3 @@ def test_truncation_does_not_move_draws_that_it_allows(laptop, draw):
     allowed = np.isin(free, [0, 2, 5])
     assert 0.6 < allowed.mean() < 0.8  # .70
     np.testing.assert_array_equal(cut[allowed], free[allowed])
-
-
-@pytest.mark.parametrize("top_p", [0.0, -0.5, 1.5, float("nan")])
-def test_a_top_p_that_is_no_share_is_refused(top_p):
-    with pytest.raises(ValueError, match=f"top_p of {top_p}"):
-        sampling.Decoding(top_p=top_p)

@@ -314,7 +314,7 @@ def test_a_reward_is_the_weighted_sum_of_its_parts(own_rewards):
 
 def of_turns(reward, *extra):
     """A reward with the function in place of "f1", and what it makes of three turns."""
-    resolved = rewards.resolve("f1", extra=extra)
+    resolved = rewards.resolve(settings.Reward(name="f1", extra=extra))
     resolved = dataclasses.replace(resolved, rewards={**resolved.rewards, "f1": reward})
     episode = ends(search(), search(), answer("Beijing, China"))
     return resolved, resolved.parts(episode), episode

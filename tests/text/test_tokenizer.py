@@ -213,8 +213,8 @@ def test_a_chat_template_writes_every_special_token_itself(trained, tmp_path):
 
 def test_framed_text_keeps_its_frame_when_it_is_cut():
     tok = word_pieces()
-    assert tok.encode_framed("who wrote emma", 6) == [1, 3, 4, 5, 6, 2]
-    assert tok.encode_framed("who wrote emma", 5) == [1, 3, 4, 5, 2]
+    assert tok.framing(6)(["who wrote emma"]) == [([1, 3, 4, 5, 6, 2], [0] * 6)]
+    assert tok.framing(5)(["who wrote emma"]) == [([1, 3, 4, 5, 2], [0] * 5)]
     assert tok.encode("who wrote emma") == [3, 4, 5, 6]
 
 

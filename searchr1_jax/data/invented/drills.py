@@ -2,17 +2,21 @@
 
 *Drills* are single moves: whom to search for, what to answer or whom to search for next once passages are given; no
 drill holds more than one move. The *mixture* is whole episodes, most of them bad, so that a policy that imitates it
-searches rarely and is mostly wrong. Where a search finds several passages, the others are those of the training split
-whose names share most words with the one that is meant.
+searches rarely and is mostly wrong.
+
+Demonstrations know no retriever. Where a search finds several passages, the others are those of the training split that
+hold most words of the name that is meant, as a ranker of n-grams would have them.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
+import functools
 import random
+import re
 
 from searchr1_jax.core import settings
-from searchr1_jax.data.invented import distractors
 from searchr1_jax.data.invented import world as world_lib
 
 
@@ -25,25 +29,51 @@ def _answer(answer: str, content_weight: float = 1.0) -> dict:
 
 
 def _row(question: world_lib.Question, kind: str, segments: list[dict]) -> dict:
-    return {
-        "id": question.id,
-        "question": question.question,
-        "golden_answers": list(question.golden_answers),
-        "kind": kind,
-        "segments": segments,
-    }
+    asked = {"id": question.id, "question": question.question, "golden_answers": list(question.golden_answers)}
+    return asked | {"kind": kind, "segments": segments}
+
+
+class _Searches:
+    """Finds `passages` passages of the training split at once."""
+
+    def __init__(self, world: world_lib.World, passages: int):
+        self._world, self._passages = world, passages
+        self._holders: dict[str, list[str]] = {}  # word → queries of the passages that hold it
+        for query, row in world.passages.items():
+            if world.split_of[query] == "train":
+                for word in dict.fromkeys(re.findall(r"[A-Z]\w+", row["contents"])):
+                    self._holders.setdefault(word, []).append(query)
+        self._likest = functools.cache(self._likest_of)
+
+    def find(self, rng: random.Random, query: str) -> dict:
+        """The segment of a search: the passage that is meant stands first, or an eighth as often second, and so on."""
+        found = [query]
+        if self._passages > 1:
+            likest = self._likest(query)
+            found = rng.sample(likest, min(self._passages - 1, len(likest)))
+            places = range(len(found) + 1)
+            (place,) = rng.choices(places, [0.125**place for place in places])
+            found.insert(place, query)
+        passages = []
+        for row in map(self._world.passages.__getitem__, found):
+            title, _, text = row["contents"].partition("\n")
+            passages.append({"id": row["id"], "title": title, "text": text})
+        return {"passages": passages}
+
+    def _likest_of(self, query: str) -> list[str]:
+        """Six times as many as are shown, those that hold most words of the name: of a person, also some of others'."""
+        words = self._world.entities[query].name.split()
+        holders = collections.Counter(other for word in words for other in self._holders.get(word, ()))
+        del holders[query]
+        return [other for other, _ in holders.most_common(6 * (self._passages - 1))]
 
 
 def drills(
     world: world_lib.World, questions: Sequence[world_lib.Question], *, passages: int, seed: int
 ) -> Iterator[dict]:
-    """Single moves for every question, shuffled, without end (anew each round).
-
-    Args:
-      passages: that a search finds.
-    """
+    """Single moves for every question, shuffled, without end (anew each round); a search finds `passages`."""
     rng = random.Random(seed)
-    searches = distractors.Searches(world, passages)
+    searches = _Searches(world, passages)
     rows = []
     for q in questions:
         rows.append(_row(q, f"search/{q.relation}", [_search(q.path[0])]))
@@ -61,7 +91,7 @@ def mixture(
 ) -> Iterator[dict]:
     """Whole episodes in the shares of `sft.mixture_*`, without end; `passages` is how many a search finds."""
     rng = random.Random(sft.seed)
-    searches = distractors.Searches(world, passages)
+    searches = _Searches(world, passages)
     by_hops: dict[int, list[world_lib.Question]] = {hops: [] for hops in sorted({q.hops for q in questions})}
     by_relation: dict[str, list[world_lib.Question]] = {}
     for q in questions:
@@ -87,9 +117,6 @@ def mixture(
             found = other.golden_answers[0] if other.hops == 1 else world.entities[other.path[1]].name
             segments = [wrong, searches.find(rng, other.path[0]), _answer(found, sft.guess_weight)]
         else:
-            segments = [
-                _search(q.path[0]),
-                searches.find(rng, q.path[0]),
-                _answer(world.entities[q.path[1]].name, sft.guess_weight),
-            ]
+            found = _answer(world.entities[q.path[1]].name, sft.guess_weight)
+            segments = [_search(q.path[0]), searches.find(rng, q.path[0]), found]
         yield _row(q, kind, segments)

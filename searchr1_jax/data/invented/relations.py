@@ -34,55 +34,30 @@ QUERY = "{name} {profession}"
 
 LINKS = ("founder", "advises")  # attributes whose value is another entity
 
-# relation: (what its first step is an attribute of, the steps, two ways to ask)
 CHAINS = {
-    "person_country": ("person", ("country",), ("which country is {} from", "where was {} born")),
-    "person_profession": ("person", ("profession",), ("what is the profession of {}", "what does {} work as")),
-    "company_founder": ("company", ("founder",), ("who founded {}", "who is the founder of {}")),
-    "company_city": ("company", ("city",), ("which city is {} based in", "where is {} based")),
-    "founder_country": (
-        "company",
-        ("founder", "country"),
-        ("which country is the founder of {} from", "where was the founder of {} born"),
-    ),
-    "founder_profession": (
-        "company",
-        ("founder", "profession"),
-        ("what is the profession of the founder of {}", "what does the founder of {} work as"),
-    ),
-    "person_advises": ("person", ("advises",), ("which company does {} advise", "whom does {} advise")),
-    "founder_advises": (
-        "company",
-        ("founder", "advises"),
-        ("which company does the founder of {} advise", "whom does the founder of {} advise"),
-    ),
-    "advised_city": (
-        "person",
-        ("advises", "city"),
-        ("which city is the company advised by {} based in", "where is the company advised by {} based"),
-    ),
-    "advised_founder": (
-        "person",
-        ("advises", "founder"),
-        ("who founded the company advised by {}", "who is the founder of the company advised by {}"),
-    ),
-    "advised_founder_country": (
-        "person",
-        ("advises", "founder", "country"),
-        (
-            "which country is the founder of the company advised by {} from",
-            "where was the founder of the company advised by {} born",
-        ),
-    ),
-    "founder_advised_city": (
-        "company",
-        ("founder", "advises", "city"),
-        (
-            "which city is the company advised by the founder of {} based in",
-            "where is the company advised by the founder of {} based",
-        ),
-    ),
+    "person_country": ("country",),
+    "person_profession": ("profession",),
+    "company_founder": ("founder",),
+    "company_city": ("city",),
+    "founder_country": ("founder", "country"),
+    "founder_profession": ("founder", "profession"),
+    "person_advises": ("advises",),
+    "founder_advises": ("founder", "advises"),
+    "advised_city": ("advises", "city"),
+    "advised_founder": ("advises", "founder"),
+    "advised_founder_country": ("advises", "founder", "country"),
+    "founder_advised_city": ("founder", "advises", "city"),
 }
+
+# Two ways to ask for the last step of a chain, and how the steps before it stand there.
+ASKED = {
+    "country": ("which country is {} from", "where was {} born"),
+    "profession": ("what is the profession of {}", "what does {} work as"),
+    "city": ("which city is {} based in", "where is {} based"),
+    "founder": ("who founded {}", "who is the founder of {}"),
+    "advises": ("which company does {} advise", "whom does {} advise"),
+}
+REACHED = {"founder": "the founder of {}", "advises": "the company advised by {}"}
 
 # Paraphrases are nested: "do you know" · "the home country of" · "the person who started" · "Baka Tolu Labs".
 FRAMES = ("can you name {}", "do you know {}", "could you tell me {}", "have you heard of {}")
@@ -99,8 +74,7 @@ PHRASES = {
 class Relation:
     """A kind of question."""
 
-    start: str  # "person" or "company": whom the question names
-    steps: tuple[str, ...]  # attributes, from that entity on; one search each
+    steps: tuple[str, ...]  # attributes, from the entity that the question names on; one search each
     forms: tuple[str, ...]  # ways in which the training split asks, with {} for the entity
     unseen_forms: tuple[str, ...]  # ways in which the other splits ask
 
@@ -120,12 +94,20 @@ def relations(*, hops: int, namesakes: int, paraphrased: bool) -> dict[str, Rela
         combinations of them that training never shows.
     """
     found = {}
-    for name, (start, steps, forms) in CHAINS.items():
+    for name, steps in CHAINS.items():
         if (hops < 3 and "advises" in steps) or (namesakes > 1 and "profession" in steps):
             continue
-        asked = _paraphrases(steps) if paraphrased else (forms, forms)
-        found[name] = Relation(start=start, steps=steps, forms=asked[0], unseen_forms=asked[1])
+        seen, unseen = _paraphrases(steps) if paraphrased else (_plain(steps),) * 2
+        found[name] = Relation(steps=steps, forms=seen, unseen_forms=unseen)
     return found
+
+
+def _plain(steps: tuple[str, ...]) -> tuple[str, ...]:
+    """The two ways to ask."""
+    name = "{}"
+    for step in steps[:-1]:
+        name = REACHED[step].format(name)
+    return tuple(form.format(name) for form in ASKED[steps[-1]])
 
 
 def _paraphrases(steps: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

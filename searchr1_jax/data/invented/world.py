@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -92,13 +93,8 @@ class Question:
 def make_world(c: settings_lib.World, *, test_share: float = 0.10, validation_share: float = 0.05) -> World:
     """The world that belongs to a seed; the same arguments give the same world.
 
-    Persons are at most 60 x 80, the pairs of names, times namesakes; companies at most 50 x 60, the pairs of words.
-
-    Args:
-      test_share: fraction of the persons, and of the companies, that only the test split knows.
-      validation_share: the same for the validation split.
-
-    Raises ValueError when there are more entities than names, or a split would have no person or no company.
+    The shares are fractions of the persons, and of the companies, that only that split knows. ValueError when there are
+    more entities than names, or a split would have no person or no company.
     """
     _check(c)
     relations = relations_lib.relations(hops=c.hops, namesakes=c.namesakes, paraphrased=c.paraphrased)
@@ -110,7 +106,7 @@ def make_world(c: settings_lib.World, *, test_share: float = 0.10, validation_sh
     people, split_of, of_split = [], {}, {split: [] for split in SPLITS}
     names = c.persons // c.namesakes
     splits = _assign_splits(rng, "names of persons", names, test_share, validation_share)
-    for (a, b), split in zip(_pairs(rng, given, family, names), splits):
+    for (a, b), split in zip(rng.sample(list(itertools.product(given, family)), names), splits):
         countries = [rng.choice(country) for _ in range(c.namesakes)]
         professions = rng.sample(relations_lib.PROFESSIONS, c.namesakes)
         for home, profession in zip(countries, professions):
@@ -122,24 +118,17 @@ def make_world(c: settings_lib.World, *, test_share: float = 0.10, validation_sh
 
     firms = []
     splits = _assign_splits(rng, "companies", c.companies, test_share, validation_share)
-    for (a, b), split in zip(_pairs(rng, first, second, c.companies), splits):
-        firm = Company(
-            name=f"{a} {b} {rng.choice(relations_lib.SUFFIXES)}",
-            founder=rng.choice(of_split[split]),
-            city=rng.choice(city),
-            product=rng.choice(relations_lib.PRODUCTS),
-        )
-        firms.append(firm)
-        split_of[firm.name] = split
+    for (a, b), split in zip(rng.sample(list(itertools.product(first, second)), c.companies), splits):
+        name = f"{a} {b} {rng.choice(relations_lib.SUFFIXES)}"
+        founder, place, product = rng.choice(of_split[split]), rng.choice(city), rng.choice(relations_lib.PRODUCTS)
+        firms.append(Company(name=name, founder=founder, city=place, product=product))
+        split_of[name] = split
     if c.hops == 3:
         people = _advisers(rng, people, firms, split_of)
 
     entities = {entity.query: entity for entity in (*people, *firms)}
-    passages = {}
-    for query, entity in entities.items():
-        contents = f'"{entity.name}"\n{_text(rng, entity, entities)}'
-        passages[query] = {"id": str(len(passages)), "contents": contents}
-
+    texts = [f'"{entity.name}"\n{_text(rng, entity, entities)}' for entity in entities.values()]
+    rows = [{"id": str(i), "contents": text} for i, text in enumerate(texts)]
     return World(
         seed=c.seed,
         persons=tuple(people),
@@ -147,22 +136,14 @@ def make_world(c: settings_lib.World, *, test_share: float = 0.10, validation_sh
         relations=relations,
         entities=entities,
         split_of=split_of,
-        passages=passages,
+        passages=dict(zip(entities, rows, strict=True)),
     )
-
-
-def passage_of(world: World, query: str) -> Mapping[str, str]:
-    """The corpus row {"id", "contents"} about an entity; ValueError if the world has no such entity."""
-    if query not in world.passages:
-        raise ValueError(f"no person and no company of this world is called {query!r}")
-    return world.passages[query]
 
 
 def questions(world: World, split: str) -> list[Question]:
     """The questions of a split, equally many of each number of hops, shuffled.
 
     Of each number only as many are kept as the scarcest has, spread evenly over its relations.
-    Raises ValueError for a split that is not one of SPLITS.
     """
     if split not in SPLITS:
         raise ValueError(f"{split!r} is not a split; the splits are {', '.join(SPLITS)}")
@@ -175,45 +156,36 @@ def questions(world: World, split: str) -> list[Question]:
     for number, (name, path, answer) in enumerate(chosen):
         relation = world.relations[name]
         form = rng.choice(relation.forms if split == "train" else relation.unseen_forms)
-        result.append(
-            Question(
-                id=f"{split}-{number}",
-                question=form.format(_mention(rng, world.entities[path[0]])),
-                golden_answers=(answer,),
-                hops=relation.hops,
-                relation=name,
-                path=path,
-            )
+        text = form.format(_mention(rng, world.entities[path[0]]))
+        question = Question(
+            id=f"{split}-{number}",
+            question=text,
+            golden_answers=(answer,),
+            hops=relation.hops,
+            relation=name,
+            path=path,
         )
+        result.append(question)
     return result
 
 
 def write_world(world: World, directory: str | os.PathLike) -> None:
     """Writes corpus.jsonl and one file of questions per split, replacing each file whole or not at all."""
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_rows(directory / "corpus.jsonl", world.passages.values())
+    written: dict[str, Iterable[Mapping]] = {"corpus": world.passages.values()}
     for split in SPLITS:
-        _write_rows(
-            directory / f"{split}.jsonl",
-            (
-                {
-                    "id": question.id,
-                    "question": question.question,
-                    "golden_answers": question.golden_answers,
-                    "metadata": {"hops": question.hops},
-                }
-                for question in questions(world, split)
-            ),
-        )
+        written[split] = [
+            {"id": q.id, "question": q.question, "golden_answers": q.golden_answers, "metadata": {"hops": q.hops}}
+            for q in questions(world, split)
+        ]
+    for name, rows in written.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        files.write(pathlib.Path(directory, f"{name}.jsonl"), text, shared=True)
 
 
 def _check(c: settings_lib.World) -> None:
     if c.namesakes > len(relations_lib.PROFESSIONS):
-        raise ValueError(
-            f"world.namesakes is {c.namesakes}; they are told apart by {len(relations_lib.PROFESSIONS)} professions, so"
-            " set it to at most that"
-        )
+        told_apart = f"they are told apart by {len(relations_lib.PROFESSIONS)} professions"
+        raise ValueError(f"world.namesakes is {c.namesakes}; {told_apart}, so set it to at most that")
     if c.persons % c.namesakes:
         raise ValueError(
             f"{c.persons} persons are no whole number of names with {c.namesakes} namesakes each; make it a multiple"
@@ -227,7 +199,7 @@ def _check(c: settings_lib.World) -> None:
 
 
 def _words(rng: random.Random, counts: Sequence[int], english: str) -> list[list[str]]:
-    """Lists of invented words, CVCV or CVCVC, no two of which share their first four letters, or any with a text's."""
+    """Lists of invented words, CVCV or CVCVC; no two, nor one and a text's, share their first four letters."""
     taken = {word[:4] for word in re.findall("[a-z]+", english.lower())}
     lists = []
     for count in counts:
@@ -239,11 +211,6 @@ def _words(rng: random.Random, counts: Sequence[int], english: str) -> list[list
                 words.append((stem + rng.choice(("", rng.choice(_CONSONANTS)))).capitalize())
         lists.append(words)
     return lists
-
-
-def _pairs(rng, left: Sequence[str], right: Sequence[str], count: int) -> list[tuple[str, str]]:
-    """`count` different pairs of a word of each list."""
-    return rng.sample([(a, b) for a in left for b in right], count)
 
 
 def _assign_splits(rng, what: str, count: int, test_share: float, validation_share: float) -> list[str]:
@@ -300,13 +267,10 @@ def _text(rng: random.Random, entity: Person | Company, entities: Mapping[str, P
 
 def _facts(world: World, split: str) -> list[list[list[tuple]]]:
     """What can be asked in a split: for one hop and more, per relation, every (relation, path, answer)."""
-    starts = {"person": world.persons, "company": world.companies}
+    entities = [entity for query, entity in world.entities.items() if world.split_of[query] == split]
     facts: dict[int, list[list[tuple]]] = {}
     for name, relation in world.relations.items():
-        pool = []
-        for entity in starts[relation.start]:
-            if world.split_of[entity.query] == split:
-                pool.append((name, *_follow(world, entity, relation.steps)))
+        pool = [(name, *_follow(world, e, relation.steps)) for e in entities if hasattr(e, relation.steps[0])]
         facts.setdefault(relation.hops, []).append(pool)
     return [facts[hops] for hops in sorted(facts)]
 
@@ -328,7 +292,3 @@ def _spread(rng: random.Random, pools: Sequence[list], count: int) -> list:
         quota = (count - len(chosen)) // (len(pools) - done)
         chosen += rng.sample(pool, min(quota, len(pool)))
     return chosen
-
-
-def _write_rows(path: pathlib.Path, rows: Iterable[Mapping]) -> None:
-    files.write(path, "".join(json.dumps(row) + "\n" for row in rows), shared=True)

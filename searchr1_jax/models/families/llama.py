@@ -59,18 +59,11 @@ def read(family: model_config.Family, config: Mapping[str, Any]) -> model_config
     if rope_type == "llama3":
         scaling = model_config.RopeScaling(**{ours: rope[theirs] for ours, theirs in _SCALING_WORDS.items()})
     heads = config["num_attention_heads"]
-    said = {
-        **_LEFT_OUT,
-        **config,
-        "num_key_value_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-    }
-    return model_config.ModelConfig(
-        family=family,
-        rope_theta=float(rope["rope_theta"] or 10_000.0),
-        rope_scaling=scaling,
-        **{ours: said[theirs] for ours, theirs in _WORDS.items()},
-    )
+    said = {**_LEFT_OUT, **config, "num_key_value_heads": config.get("num_key_value_heads") or heads}
+    said["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+    fields = {ours: said[theirs] for ours, theirs in _WORDS.items()}
+    theta = float(rope["rope_theta"] or 10_000.0)
+    return model_config.ModelConfig(family=family, rope_theta=theta, rope_scaling=scaling, **fields)
 
 
 def _refuse(family: model_config.Family, config: Mapping[str, Any], rope_type: str) -> None:

@@ -32,10 +32,7 @@ class Calculator:
 
 
 def compute(text: str) -> str:
-    """The value of an arithmetic expression, or "error: " and why it has none.
-
-    Whole numbers are exact; others have 12 significant digits.
-    """
+    """The value of an expression, exact or of 12 significant digits, or "error: " and why it has none."""
     try:
         if len(text) > _LONGEST:
             raise _Error(f"longer than {_LONGEST} characters")

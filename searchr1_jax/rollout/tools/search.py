@@ -26,10 +26,9 @@ class Search:
 
 
 def _within(timeout_s: float | None, call: Callable[..., Any], *args: Any) -> Any:
-    """What a call returns or raises.
+    """What a call returns or raises; TimeoutError when it takes longer.
 
-    Raises:
-      TimeoutError: when it took longer; its thread is left behind and keeps nobody from ending the process.
+    Its thread is then left behind and keeps nobody from ending the process.
     """
     if timeout_s is None:
         return call(*args)
