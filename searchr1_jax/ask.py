@@ -55,7 +55,7 @@ def run(
         next question may do better.
     """
     console, chosen, episodes = console or rich_console.Console(), parts.decoding(settings, decoding), []
-    with command.session(settings, workdir, create=bool(model), alone=True) as directory:
+    with command.session(settings, workdir, create=bool(model), alone=True, learns=False) as directory:
         policy = model_files.load(settings, directory, model=model, step=step)
         actor = parts.actor(settings, parts.environment(settings, directory), policy.model, policy.tokens)
         actor.engine.load(policy.params)

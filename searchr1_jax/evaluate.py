@@ -44,7 +44,8 @@ def run(
       ToolError: where a tool fails for good.
     """
     chosen = {each: parts.decoding(settings, each) for each in decodings}
-    with command.session(settings, workdir, create=bool(model)) as directory, metrics.booked(directory, "evaluate"):
+    session = command.session(settings, workdir, create=bool(model), learns=False)
+    with session as directory, metrics.booked(directory, "evaluate"):
         policy = model_files.load(settings, directory, model=model, step=step)
         examples = [example for source in parts.questions(settings, split, directory) for example in source]
         tasks = parts.tasks(settings, examples[: questions or None], policy.tokens, samples=samples)

@@ -46,7 +46,7 @@ def run(
         raise ValueError(f"{output} exists; choose another --output or add --overwrite")
     if output.exists() and any(output.iterdir()) and not (output / "config.json").is_file():
         raise ValueError(f"{output} exists and is no exported model, so it is not replaced; choose another --output")
-    with command.session(settings, workdir, create=False) as home, metrics.booked(home, "export"):
+    with command.session(settings, workdir, create=False, learns=False) as home, metrics.booked(home, "export"):
         policy = model_files.load(settings, home, step=step)
         critic = model_files.restore(settings, home, "value", step=step)[2] if value else None
         own = run_directory.settings_of(home) if (home / run_directory.CONFIG).exists() else settings

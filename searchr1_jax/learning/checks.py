@@ -5,8 +5,6 @@ A setting that would change nothing beside the others is refused, too, where it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.learning import advantages
 from searchr1_jax.learning import losses
@@ -72,34 +70,38 @@ def _check_kl(s: Settings) -> None:
 
 
 def _check_effects(s: Settings) -> None:
-    a, guard = s.algorithm, s.guard
-    if 0 < a.dual_clip <= 1:
+    if 0 < s.algorithm.dual_clip <= 1:
         raise ValueError(
-            f"algorithm.dual_clip of {a.dual_clip} would stop bad tokens from getting less likely; set it above 1 (3 is"
-            " common), or to 0 for none"
+            f"algorithm.dual_clip of {s.algorithm.dual_clip} would stop bad tokens from getting less likely; set it"
+            " above 1 (3 is common), or to 0 for none"
         )
+    beside = without_effect(s)
+    for key, plain in zip(settings_lib.keys(s), settings_lib.keys(Settings()), strict=True):
+        if key.name in beside and key.value != plain.value:
+            raise ValueError(f"{key.name} of {key.value} has no effect {beside[key.name]}; leave it at {plain.value}")
+
+
+def without_effect(s: Settings) -> dict[str, str]:
+    """The keys that change nothing beside the others, and beside what.
+
+    Raises:
+      ValueError: where the advantage or the policy loss is none.
+    """
+    a, guard, found = s.algorithm, s.guard, {}
     row, loss = advantages.find(a.advantage), losses.find_policy_loss(a.policy_loss)
     ignored = [] if row.of_tokens else ["algorithm.whiten", "algorithm.mask_estimates"]
     ignored += ["algorithm.discount", "algorithm.gae_lambda"] if row.of_trajectories else []
     ignored += [] if row.needs_value else ["algorithm.value_clip", "learner.value_warmup_steps"]
     ignored += [f"algorithm.{name}" for name in row.ignores]
-    _without_effect(s, ignored, f"with algorithm.advantage = {a.advantage!r}")
-    _without_effect(
-        s, [f"algorithm.{name}" for name in loss.ignores], f"with algorithm.policy_loss = {a.policy_loss!r}"
-    )
+    found |= dict.fromkeys(ignored, f"with algorithm.advantage = {a.advantage!r}")
+    ignored = [f"algorithm.{name}" for name in loss.ignores]
+    found |= dict.fromkeys(ignored, f"with algorithm.policy_loss = {a.policy_loss!r}")
     if not a.kl_target:
-        _without_effect(s, ["algorithm.kl_horizon"], "without algorithm.kl_target")
+        found["algorithm.kl_horizon"] = "without algorithm.kl_target"
     if a.aggregation != "constant":
-        _without_effect(s, ["algorithm.constant_tokens"], f"with algorithm.aggregation = {a.aggregation!r}")
+        found["algorithm.constant_tokens"] = f"with algorithm.aggregation = {a.aggregation!r}"
     if not a.kl_coefficient:
-        _without_effect(s, ["guard.kl"], "with algorithm.kl_coefficient = 0, as there is no reference")
+        found["guard.kl"] = "with algorithm.kl_coefficient = 0, as there is no reference"
     if not any((guard.kl, guard.entropy_low, guard.entropy_high, guard.gradient_norm)):
-        _without_effect(s, ["guard.rollbacks"], "without a limit in the section guard")
-
-
-def _without_effect(settings: Settings, names: Iterable[str], beside: str) -> None:
-    """Raises ValueError where one of these keys is not at its default."""
-    values, defaults = ({key.name: key.value for key in settings_lib.keys(s)} for s in (settings, Settings()))
-    for name in names:
-        if values[name] != defaults[name]:
-            raise ValueError(f"{name} of {values[name]} has no effect {beside}; leave it at {defaults[name]}")
+        found["guard.rollbacks"] = "without a limit in the section guard"
+    return found

@@ -10,10 +10,15 @@ from searchr1_jax.learning import checks as learning
 from searchr1_jax.models import attention
 
 
-def check(settings: settings_lib.Settings) -> None:
-    """Raises ValueError for the first thing that cannot work, with the values and the remedy."""
+def check(settings: settings_lib.Settings, *, learns: bool = True) -> None:
+    """Raises ValueError for the first thing that cannot work, with the values and the remedy.
+
+    Without `learns` what decides learning alone is not looked at.
+    """
     for each in CHECKS:
         each(settings)
+    if learns:
+        learning.check(settings)
 
 
 def _attention(s: settings_lib.Settings) -> None:
@@ -35,4 +40,4 @@ def _shares_of_the_mixture(s: settings_lib.Settings) -> None:
         raise ValueError(f"sft.mixture_* are {shares}, which add up to {sum(shares):g}; make it 1")
 
 
-CHECKS = (_attention, _room_for_a_prompt, _shares_of_the_mixture, learning.check)
+CHECKS = (_attention, _room_for_a_prompt, _shares_of_the_mixture)

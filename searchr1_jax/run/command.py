@@ -127,7 +127,7 @@ def _with_config(argv: Sequence[str]) -> list[str]:
 
 
 def config_file(name: str) -> pathlib.Path:
-    """A config file: as it is named, or from the repository's root. `configs.…` and `examples.…` are found then, too."""
+    """A config file: as it is named, or from the repository's root; its `configs.…` and `examples.…` are found, too."""
     path = next((p for p in (pathlib.Path(name), ROOT / name) if p.is_file()), pathlib.Path(name))
     for root in (path.resolve().parent.parent, ROOT):  # a user's own configs/ comes first
         if (root / "configs").is_dir() and str(root) not in sys.path:
@@ -137,17 +137,23 @@ def config_file(name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def session(
-    settings: settings_lib.Settings, workdir: str | os.PathLike, *, create: bool = True, alone: bool = False
+    settings: settings_lib.Settings,
+    workdir: str | os.PathLike,
+    *,
+    create: bool = True,
+    alone: bool = False,
+    learns: bool = True,
 ) -> Iterator[pathlib.Path]:
     """Checks the settings, makes the workdir, and puts a mesh in use where there is none. Yields the workdir.
 
     Args:
       alone: whether the command is for one process.
+      learns: whether it learns, or makes what is learned from.
     Raises:
       ValueError: for settings that cannot work, or, without `create`, a workdir that does not exist.
     """
     quiet_libraries()
-    checks.check(settings)
+    checks.check(settings, learns=learns)
     if not create and not os.path.isdir(workdir):
         raise ValueError(f"--workdir {workdir} does not exist; name the directory of a run, or train one first")
     if alone and jax.process_count() > 1:

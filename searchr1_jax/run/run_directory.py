@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from searchr1_jax.core import files
 from searchr1_jax.core import parallel
 from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.learning import checks as learning_checks
 
 CONFIG = "config.json"  # of a workdir: the settings of the run that lives there
 TOKENIZER = "tokenizer"  # the files of its policy's tokenizer
@@ -44,16 +45,24 @@ def settings_of(workdir: pathlib.Path) -> settings_lib.Settings:
 
 
 def written(flat: Mapping[str, Any], where: str) -> settings_lib.Settings:
-    """Settings as they were written, by dotted key: a key that has a new name since is read under that, and one that
-    was not there yet has its default.
+    """Settings as they were written, by dotted key.
+
+    A key that has a new name since is read under that; one that was not there yet has its default, and so has one that
+    had no effect, which was not refused always.
 
     Raises:
       ValueError: for a key that this version does not know, or a value that it refuses.
     """
+    plain = settings_lib.Settings()
     try:
-        return settings_lib.Settings().replace({settings_lib.RENAMED.get(k, k): v for k, v in flat.items()})
+        found = plain.replace({settings_lib.RENAMED.get(k, k): v for k, v in flat.items()})
     except ValueError as error:
         raise ValueError(f"{where} is of another version: {error}; go on with the version that wrote it") from error
+    try:
+        ignored = learning_checks.without_effect(found)
+    except ValueError:  # an advantage or a loss of the user's own, which is not at hand here
+        return found
+    return found.replace({key.name: key.value for key in settings_lib.keys(plain) if key.name in ignored})
 
 
 class Change(NamedTuple):

@@ -76,6 +76,14 @@ def test_a_run_whose_keys_had_other_names_goes_on(workdir):
         _check(workdir, {"policy.final_lr_fraction": 0.5})
 
 
+def test_a_run_with_a_setting_that_had_no_effect_goes_on(workdir):
+    grpo = {"algorithm.advantage": "group_standardised", "algorithm.kl_in": "loss", "algorithm.kl_estimator": "k3"}
+    now = DECAYING.replace(grpo)
+    run_directory.claim(now.replace({"learner.value_warmup_steps": 2}), workdir)  # of a value model that there is not
+    assert run_directory.settings_of(workdir) == now
+    assert run_directory.check(now, workdir, accept_changes=False) == []
+
+
 def test_a_run_of_a_version_with_other_keys_is_refused_in_one_line(workdir):
     path = workdir / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"warp": {"factor": 9}}))
