@@ -40,8 +40,8 @@ def check_rewards(trajectories: Sequence[types.Trajectory], rewards: Sequence[ty
     for t, reward in zip(trajectories, rewards, strict=True):
         if not math.isfinite(rewards_lib.amount(reward)):
             raise FloatingPointError(
-                f"the reward of question {t.example.id!r}, sample {t.sample}, is {reward}; it has to be a finite number:"
-                " mend the function that config.reward names"
+                f"the reward of question {t.example.id!r}, sample {t.sample}, is {reward}; it has to be a finite"
+                " number: fix the function that config.reward names"
             )
 
 
