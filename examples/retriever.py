@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
@@ -48,4 +49,4 @@ def _corpus(settings: settings_lib.Settings, workdir: pathlib.Path) -> corpora.C
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.lower().replace('"', " ").split())
+    return tuple(re.findall(r"\w+", text.lower()))

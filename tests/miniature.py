@@ -57,15 +57,20 @@ def settings(**changes) -> settings_lib.Settings:
     return settings_lib.Settings.of(quickstart.get_config("algorithm=grpo")).replace(SMALL | changes)
 
 
-def babbler(directory: pathlib.Path, output: pathlib.Path, called=("search",)) -> None:
-    """Writes a policy that says anything, tags often: the shape and the tokens of a model, weights of its own."""
+def babbler(directory: pathlib.Path, output: pathlib.Path, called=("search",), leaning=None) -> None:
+    """Writes a policy that says anything, tags often: the shape and the tokens of a model, weights of its own.
+
+    Args:
+      called: the tools whose tags it knows.
+      leaning: logits of other texts, or in place of the tags', each text one token.
+    """
     tokens = tokenizer.Tokenizer.load(directory)
     shape = dataclasses.replace(hf.read_config(directory), tied_embeddings=False)
     logits = {"<answer>": 4.2, "</answer>": 4.2}
     for tool in called:
         logits |= {f"<{tool}>": 6.6, f"</{tool}>": 5.7}
-    leaning = {tokens.encode(tag)[0]: logit for tag, logit in logits.items()}
-    params = slow_decoder.leaning(slow_decoder.random_params(shape, 0), leaning)
+    by_token = {tokens.encode(text)[0]: logit for text, logit in (logits | (leaning or {})).items()}
+    params = slow_decoder.leaning(slow_decoder.random_params(shape, 0), by_token)
     model_files.save(output, shape, tokens, params, tools=called)
 
 

@@ -75,6 +75,7 @@ def test_renamed_tensors_are_written_as_they_were_read(checkpoints, tmp_path):
     assert (described["model_type"], described["architectures"]) == ("mine", ["MineForCausalLM"])
 
 
+@pytest.mark.slow
 def test_a_family_of_ones_own_trains_and_is_exported_and_evaluated(laptop, tmp_path):
     workdir, output = tmp_path / "run", tmp_path / "model"
     c = miniature.settings(

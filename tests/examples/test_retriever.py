@@ -1,18 +1,14 @@
-"""The example of a retriever: what it finds, in a run, and over the wire."""
+"""The example of a retriever: what it finds, and over the wire; a run with it is in test_together.py."""
 
 import json
-import types
 
 import http_servers
-import miniature
 import pytest
 import requests
 
 from examples import retriever as example
-from searchr1_jax import evaluate
 from searchr1_jax import serve
 from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.run import retrievers
 
 NAME = "examples.retriever:ByTitle"
 TITLES = ['"Mira Talon"', '"Mira Talon Works"', '"Kelu"', '"Kelu"']
@@ -50,20 +46,3 @@ def test_a_server_answers_by_it(workdir, monkeypatch):
     [([[document]], identity)] = answers
     assert document == {"id": "p0", "contents": f"{TITLES[0]}\nText 0."}
     assert identity.startswith(f"{NAME} ")
-
-
-def test_a_policy_is_judged_with_it_and_its_answers_are_recorded(laptop, tmp_path, monkeypatch):
-    config = miniature.settings(**{"retriever.index": NAME, "retriever.cache": "record"})
-    miniature.world(tmp_path, config)
-    evaluate.run(config, tmp_path, model=str(tmp_path / "base"), decodings=["sampled"], questions=4)
-    episodes = map(json.loads, (tmp_path / "eval" / "final-sampled.jsonl").read_text().splitlines())
-    queries = [
-        turn["content"]
-        for episode in episodes
-        for turn in episode["turns"]
-        if turn["event"] == "search" and turn["reply"]
-    ]
-    found = example.ByTitle(settings_lib.Settings(), tmp_path).search(queries, config.rollout.passages)
-    monkeypatch.setattr(example, "ByTitle", types.SimpleNamespace(identity=example.ByTitle.identity))  # not made again
-    config = config.replace({"retriever.cache": "replay"})
-    assert queries and retrievers.make(config, tmp_path).search(queries, config.rollout.passages) == found
