@@ -11,6 +11,7 @@ import miniature
 import numpy as np
 import pytest
 
+from examples import command
 from examples import retriever as example
 from examples import turn_reward
 from searchr1_jax import prepare
@@ -62,6 +63,13 @@ def test_the_policy_calls_all_tools_and_each_call_is_counted(run):
     assert all("<information> 1. " in turn["reply"] for turn in notes)
     valid = [turn["event"] in ("search", "calculate", "note", "answer") for turn in turns]
     assert rows[1]["valid_actions"] == pytest.approx(sum(valid) / len(valid))
+
+
+def test_a_command_of_ones_own_counts_the_turns_that_the_metrics_count(run):
+    counts, row = command.run(run), miniature.rows(run)[1]
+    valid = sum(counts.get(event, 0) for event in ("search", "calculate", "note", "answer"))
+    assert valid / sum(counts.values()) == pytest.approx(row["valid_actions"])
+    assert sum(counts.values()) == pytest.approx(row["turns"] * len(episodes(run, 2)))
 
 
 def test_each_tag_is_a_token_and_exports_stop_at_the_tools_tags(run):
