@@ -28,11 +28,11 @@ CONFIG = {
     "algorithm.advantage": "examples.advantage:batch_standardised",
     "algorithm.policy_loss": "examples.policy_loss:cispo", "algorithm.clip_high": 4.0,
     "learner.updates_per_rollout": 1, "learner.steps": 2, "checkpoint.every": 1, "evaluation.every": 0,
-    "evaluation.first": False, "rollout.questions": 8, "rollout.samples": 4, "world.layers": 1,
+    "evaluation.first": False, "rollout.questions": 16, "rollout.samples": 4, "world.layers": 1,
     "world.vocab_size": 700,  # every name is a token
 }  # fmt: skip
 LEANING = {" Keva": 8.0, " Laru": 8.0, "<search>": 8.0, "</search>": 7.0}
-LEANING |= {"<calculate>": 7.2, "</calculate>": 6.4, "<note>": 7.2, "</note>": 6.4}
+LEANING |= {"<calculate>": 7.5, "</calculate>": 6.8, "<note>": 7.5, "</note>": 6.8}
 SETTINGS = miniature.settings(**CONFIG)
 pytestmark = pytest.mark.slow
 
@@ -100,9 +100,7 @@ def test_the_loss_is_that_of_the_own_policy_loss_with_the_own_advantages(run):
     """Worked out from the trajectories: in a rollout's only update π is π_old, the loss of a token −A log π."""
     for step, row in enumerate(miniature.rows(run), start=1):
         written = episodes(run, step)
-        reward_QG = np.array([episode["reward"] for episode in written]).reshape(
-            8, 4
-        )  # one question, asked eight times
+        reward_QG = np.array([episode["reward"] for episode in written]).reshape(-1, SETTINGS.rollout.samples)
         difference_QG = reward_QG - reward_QG.mean(axis=1, keepdims=True)
         advantage_N = (difference_QG / (difference_QG.std() + 1e-6)).reshape(-1)
         losses = [-a * sum(episode["behaviour_logp"]) for a, episode in zip(advantage_N, written, strict=True)]
