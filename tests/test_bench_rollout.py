@@ -241,8 +241,7 @@ def test_torch_plays_the_same_episodes(theirs, bench, monkeypatch):
     assert tokens == sum(asked) == sum(t.tokens for i in range(SLOTS) for t in bench.workload.turns_of(i))
 
 
-def test_torch_is_compared_by_decoding_and_by_episodes(bench):
-    pytest.importorskip("torch")
+def test_torch_is_compared_by_decoding_and_by_episodes(theirs, bench):
     ours = bench.play(episodes.Rollout)
-    decoding, whole = rollout.Torch(MODEL, bench, decoded=4).over(bench, ours, batch=1)
+    decoding, whole = rollout.over_torch(bench, theirs[1], ours, batch=1, decoded=4)
     assert decoding > 0 and whole > 0
