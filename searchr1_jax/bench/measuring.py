@@ -86,7 +86,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:
     """Prints a table, its first column on the left; numbers with three digits at least."""
     out = rich_table.Table()
     for i, name in enumerate(head):
-        out.add_column(name, justify="right" if i else "left")
+        out.add_column(name, justify="right" if i else "left", overflow="fold")
     for row in rows:
         out.add_row(*(x if isinstance(x, str) else f"{x:.3g}" if x < 100 else f"{x:,.0f}" for x in row))
     rich_console.Console().print(out)
