@@ -19,6 +19,7 @@ import runpy
 import types
 from typing import Any
 
+from searchr1_jax.core import files
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.run import checks
 from searchr1_jax.run import run_directory
@@ -63,10 +64,8 @@ class Step:
 
     def stamp(self, entry: Entry, directory: pathlib.Path) -> None:
         """Leaves in the directory that the step succeeded, and what it was asked."""
-        (directory / DONE).mkdir(exist_ok=True)
-        partial = directory / DONE / f".{self.label}"
-        partial.write_text(json.dumps([self.command, self.flags, entry.settings.as_json()], indent=1) + "\n")
-        partial.replace(directory / DONE / self.label)
+        asked = [self.command, self.flags, entry.settings.as_json()]
+        files.write(directory / DONE / self.label, json.dumps(asked, indent=1) + "\n")
 
     def changes(self, entry: Entry, directory: pathlib.Path) -> list[str] | None:
         """How what is asked differs from what was done in a directory, in words; None where it was not done."""
