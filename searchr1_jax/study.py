@@ -112,11 +112,7 @@ def judged(study: Study, findings: Mapping[str, Sequence[claims.Finding]]) -> li
 
 
 def update_block(path: pathlib.Path, text: str) -> None:
-    """Puts a text between the two marks of a file.
-
-    Raises:
-      ValueError: where they are not there once each, in this order.
-    """
+    """Puts a text between the marks of a file; raises ValueError where they aren't there once each, in this order."""
     whole = path.read_text()
     if not (whole.count(_BEGIN) == whole.count(_END) == 1 and whole.index(_BEGIN) < whole.index(_END)):
         raise ValueError(f"{path} needs {_BEGIN} and, after it, {_END}, once each; put them where the table goes")
@@ -139,8 +135,7 @@ def run(
 ) -> list[pathlib.Path]:
     """Writes the document and, beside it, the picture; with `readme` also the block of that file. Returns the files.
 
-    Raises:
-      ValueError: for a config or logs that do not fit together, or where no run is finished.
+    Raises ValueError for a config or logs that do not fit together, or where no run is finished.
     """
     study = Study.read(command.config_file(str(config)))
     output, methods = pathlib.Path(document), study.methods

@@ -192,10 +192,8 @@ def packing_figures(p: Packing, *, repeats: int, seed: int) -> dict[str, float]:
 
 def gradient(model: model_config.ModelConfig, vocab_chunk: int | None) -> Any:
     """Jitted: parameters, tokens, weights -> gradient of the weighted log-probs; of the norm and the head, so of hidden
-    states as well. The embedding is left as it is: its gradient would cost all alike.
-
-    Args:
-      vocab_chunk: as the learner has it; None: all logits at once, kept for the backward pass.
+    states as well. The embedding is left as it is: its gradient would cost all alike. Without `vocab_chunk` all logits
+    are there at once, and kept for the backward pass.
     """
     graph, _ = decoder.abstract(decoder.Policy, model)
 

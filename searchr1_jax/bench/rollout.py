@@ -64,11 +64,7 @@ class Played(NamedTuple):
 
 
 class Bench:
-    """The engines of one model and workload, on the mesh in use.
-
-    Args:
-      ours, lockstep: shapes of the engine that each kind of schedule runs on.
-    """
+    """The engines of one model and workload, on the mesh in use: one for each kind of schedule, of these shapes."""
 
     def __init__(
         self,
@@ -91,16 +87,14 @@ class Bench:
         """Programs so far."""
         return self.ours.compiled + self.lockstep.compiled
 
-    def play(self, kind: type[episodes.Rollout], *, share: slice = slice(None), budget: int | None = None) -> Played:
-        """Runs a schedule over a share of the trajectories.
-
-        Raises:
-          ValueError: where it wrote other tokens or turns than the workload's.
-        """
-        engine, workload = self.ours if kind is episodes.Rollout else self.lockstep, self.workload
+    def play(self, kind: type[episodes.Run], *, share: slice = slice(None), budget: int | None = None) -> Played:
+        """Runs a schedule over a share of the trajectories; raises ValueError where it wrote others than were drawn."""
+        engine, workload = self.ours if kind is episodes.Run else self.lockstep, self.workload
         engine.reset()
         engine.budget = budget
-        rollout = kind(engine, workload_lib.Environment(workload), cast(Any, workload_lib.Words()), workload.limits())
+        words = cast(Any, workload_lib.Words())
+        rollout = episodes.Rollout(engine, workload_lib.Environment(workload), words, workload.limits())
+        rollout.schedule = kind
         began = time.perf_counter()
         trajectories = list(rollout.run(workload.tasks()[share], sampling.Decoding(), seed=0, step=0))
         seconds = time.perf_counter() - began
@@ -124,15 +118,14 @@ class Bench:
         engine = self.lockstep
         engine.reset()
         engine.budget = tokens
-        run = lockstep.Cached.schedule(
-            engine, None, cast(Any, workload_lib.Words()), self.workload.limits(), sampling.Decoding(), (0, 0)
-        )
+        decoding = sampling.Decoding()
+        run = lockstep.Cached(engine, None, workload_lib.Words(), self.workload.limits(), decoding, (0, 0))
         run.admit(collections.deque((task, 0) for task in self.workload.tasks()))
         run.extend()
         engine.settle()
 
         def written():
-            engine.decode(sampling.Decoding(), leave_at=engine.shapes.slots)
+            engine.decode(decoding, leave_at=engine.shapes.slots)
             engine.settle()
 
         return measuring.seconds(written) / (tokens * engine.shapes.slots)
@@ -143,9 +136,7 @@ def over_torch(
 ) -> tuple[float, float]:
     """Hugging Face's seconds over ours of a decoded token, and of a token of whole episodes.
 
-    Args:
-      ours: a run of all episodes.
-      batch: number of the batch of episodes that Hugging Face plays.
+    It plays the batch of episodes of this number; `ours` is a run of all.
     """
     workload, slots = bench.workload, bench.ours.shapes.slots
     theirs = hugging_face.decode_seconds(torch, workload, slots=slots, tokens=decoded)
@@ -154,14 +145,14 @@ def over_torch(
     return theirs / bench.decode_seconds(decoded), seconds / tokens * ours.tokens / ours.seconds
 
 
-SCHEDULES = {"ours": episodes.Rollout, "rerun": lockstep.Rerun, "cached": lockstep.Cached}
+SCHEDULES: dict[str, type[episodes.Run]] = {"ours": episodes.Run, "rerun": lockstep.Rerun, "cached": lockstep.Cached}
 
 
 def measure(
     bench: Bench, *, repeats: int, torch: hugging_face.Model | None
 ) -> tuple[dict[str, list[Played]], dict[str, float]]:
     """The runs of each schedule, and the figures."""
-    for kind in (episodes.Rollout, lockstep.Cached):  # one on each engine
+    for kind in (episodes.Run, lockstep.Cached):  # one on each engine
         bench.play(kind, share=slice(WARM_UP))
     compiled = bench.compiled
     runs: dict[str, list[Played]] = {name: [] for name in SCHEDULES}

@@ -84,11 +84,7 @@ class Workload:
 
 
 def make(settings: Settings, vocab_size: int) -> Workload:
-    """Draws a workload; the same for the same settings.
-
-    Raises:
-      ValueError: where the vocabulary is too small for the tokens of all turns.
-    """
+    """Draws a workload; raises ValueError where the vocabulary is too small for the tokens of all turns."""
     rng = np.random.default_rng(settings.seed)
     between = lambda limits: int(rng.integers(limits[0], limits[1], endpoint=True))
     searches = [between(settings.searches) for _ in range(settings.trajectories)]

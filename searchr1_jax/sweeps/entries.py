@@ -86,11 +86,7 @@ MAKE_BASE = (Step(label="prepare", command="prepare"), Step(label="sft", command
 
 
 def load(path: pathlib.Path, *names: str) -> Any:
-    """What a config file defines, these names at least.
-
-    Raises:
-      ValueError: where it does not, or there is no such file.
-    """
+    """What a config file defines; raises ValueError where one of these names is missing, or there is no such file."""
     if not path.is_file():
         raise ValueError(f"--config={path} does not exist; name a file as configs/study.py, without an argument")
     module = types.SimpleNamespace(**runpy.run_path(str(path)))
@@ -166,11 +162,7 @@ def check(run: Entry, directory: pathlib.Path) -> None:
 
 
 def choose(runs: Sequence[Entry], patterns: Sequence[str]) -> list[Entry]:
-    """The runs whose name one of the patterns matches, or all where there is no pattern.
-
-    Raises:
-      ValueError: for a pattern that matches none.
-    """
+    """The runs whose name a pattern matches, or all without patterns; raises ValueError for one that matches none."""
     names = [run.name for run in runs]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):

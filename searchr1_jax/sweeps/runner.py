@@ -85,12 +85,7 @@ class Runner:
                 process.send_signal(signal.SIGTERM)
 
     def run(self, entry: entries.Entry) -> None:
-        """Takes an entry through its steps, from the first that was not done before.
-
-        Raises:
-          Failed: where a command did not succeed.
-          Stopped: where the sweep was asked to stop.
-        """
+        """Takes an entry through its steps, from the first that was not done before; raises Failed or Stopped."""
         directory = self._workdir / entry.name
         if self.stopping:
             raise Stopped
