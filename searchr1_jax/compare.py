@@ -18,6 +18,7 @@ from rich import table as rich_table
 from rich import text as rich_text
 
 from searchr1_jax.run import command
+from searchr1_jax.run import metrics
 
 _DECODINGS = ("greedy", "sampled")
 
@@ -37,11 +38,8 @@ def _evaluations(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 def summarise(workdir: pathlib.Path, before: str, after: str) -> dict[str, Any]:
     """The two evaluations, wall-clock seconds of all verbs of the workdir, and the largest peak memory of one."""
     figures = {name: _evaluations(workdir, name) for name in (before, after)}
-    verbs = [json.loads(line) for line in (workdir / "verbs.jsonl").read_text().splitlines()]
-    return figures | {
-        "seconds": round(sum(verb["seconds"] for verb in verbs), 1),
-        "peak_memory_gb": max(verb["peak_memory_gb"] for verb in verbs),
-    }
+    seconds, peak = metrics.cost([workdir])
+    return figures | {"seconds": round(seconds, 1), "peak_memory_gb": peak}
 
 
 def figures(summary: dict[str, Any], before: str, after: str) -> rich_table.Table:
@@ -84,11 +82,7 @@ def side_by_side(workdir: pathlib.Path, before: str, after: str) -> rich_table.T
 
 
 def run(workdir: str | os.PathLike, *, before: str = "base", after: str = "final") -> dict[str, Any]:
-    """Prints two evaluations of a workdir, and writes and returns their summary.
-
-    Args:
-      before, after: names of evaluations in <workdir>/eval.
-    """
+    """Prints two evaluations in <workdir>/eval, by name, and writes and returns their summary."""
     directory, console = pathlib.Path(workdir), rich_console.Console()
     summary = summarise(directory, before, after)
     path = directory / "summary.json"

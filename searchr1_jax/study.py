@@ -14,7 +14,6 @@ claimed of them (`sweeps.claims`), in PAPERS by whom, and in PANELS what is draw
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from absl import flags
 
 from searchr1_jax.run import command
 from searchr1_jax.run import curves
+from searchr1_jax.run import metrics
 from searchr1_jax.sweeps import claims
 from searchr1_jax.sweeps import entries
 from searchr1_jax.sweeps import finished_runs
@@ -53,10 +53,10 @@ class Study(NamedTuple):
         return cls(title, config.METHODS, config.PAPERS, config.PANELS)
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table; the first row is the head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+def table(head: Sequence[str], *rows: Sequence[str]) -> str:
+    """In markdown."""
+    first, *lines = (f"| {' | '.join(row)} |" for row in (head, *rows))
+    return "\n".join([first, "|" + " --- |" * len(head), *lines])
 
 
 def cell(runs: Sequence[finished_runs.Run], of: Callable[[finished_runs.Run], float], written=claims.number) -> str:
@@ -66,20 +66,10 @@ def cell(runs: Sequence[finished_runs.Run], of: Callable[[finished_runs.Run], fl
     return mean if low == high else f"{mean} ({low}–{high})"
 
 
-def _em(runs: Sequence[finished_runs.Run], name: str) -> str:
-    return cell(runs, lambda run: run.evaluations[name]["em"])
-
-
-def _searches(runs: Sequence[finished_runs.Run], name: str) -> str:
-    return cell(runs, lambda run: run.evaluations[name]["searches"], "{:.2f}".format)
-
-
-def _seconds(runs: Sequence[finished_runs.Run]) -> str:
-    return cell(runs, lambda run: run.training_s, "{:.0f}".format)
-
-
-def _seeds(runs: Sequence[finished_runs.Run]) -> str:
-    return ", ".join(str(run.seed) for run in runs)
+_em = lambda runs, name: cell(runs, lambda run: run.evaluations[name]["em"])
+_searches = lambda runs, name: cell(runs, lambda run: run.evaluations[name]["searches"], "{:.2f}".format)
+_seconds = lambda runs: cell(runs, lambda run: run.training_s, "{:.0f}".format)
+_seeds = lambda runs: ", ".join(str(run.seed) for run in runs)
 
 
 def figures(methods: Mapping[str, claims.Method], runs: finished_runs.Runs) -> str:
@@ -87,12 +77,12 @@ def figures(methods: Mapping[str, claims.Method], runs: finished_runs.Runs) -> s
     hops = sorted({h for some in runs.values() for h in some[0].evaluations["final-sampled"]["em_by_hops"]})
     head = ["method", "seeds", "base, greedy", "base, sampled", "greedy", "sampled"]
     head += [*(f"{h}-hop, sampled" for h in hops), "searches, greedy", "searches, sampled", "seconds"]
-    rows = [head]
+    rows = []
     for name, some in runs.items():
         row = [methods[name].title, _seeds(some), *(_em(some, each) for each in finished_runs.EVALUATIONS)]
         row += [cell(some, lambda run, h=h: run.evaluations["final-sampled"]["em_by_hops"][h]) for h in hops]
         rows.append([*row, _searches(some, "final-greedy"), _searches(some, "final-sampled"), _seconds(some)])
-    return table(rows)
+    return table(head, *rows)
 
 
 def short(
@@ -102,16 +92,13 @@ def short(
     first = next(iter(runs.values()))  # others may have a base of their own: docs/study.md has them all
     n = first[0].evaluations["final-sampled"]["n"]
     head = [f"exact match on {n} test questions", "seeds", "greedy", "sampled", "searches", "seconds"]
-    tested = lambda some, which: (
-        _seeds(some),
-        *(_em(some, f"{which}-{decoding}") for decoding in ("greedy", "sampled")),
-        _searches(some, f"{which}-sampled"),
-    )
-    rows = [[*head, "the papers' findings"], ["the base", *tested(first, "base"), "", ""]]
+    em = lambda some, which: [_em(some, f"{which}-greedy"), _em(some, f"{which}-sampled")]
+    tested = lambda some, which: [_seeds(some), *em(some, which), _searches(some, f"{which}-sampled")]
+    rows = [["the base", *tested(first, "base"), "", ""]]
     for name, some in runs.items():
         said = "; ".join(f"{f.title}: {f.verdict}" for f in findings[name] if f.pairs)
         rows.append([methods[name].title, *tested(some, "final"), _seconds(some), said])
-    return table(rows)
+    return table([*head, "the papers' findings"], *rows)
 
 
 def judged(study: Study, findings: Mapping[str, Sequence[claims.Finding]]) -> list[str]:
@@ -125,11 +112,7 @@ def judged(study: Study, findings: Mapping[str, Sequence[claims.Finding]]) -> li
 
 
 def update_block(path: pathlib.Path, text: str) -> None:
-    """Puts a text between the two marks of a file.
-
-    Raises:
-      ValueError: where they are not there once each, in this order.
-    """
+    """Puts a text between the marks of a file; raises ValueError where they aren't there once each, in this order."""
     whole = path.read_text()
     if not (whole.count(_BEGIN) == whole.count(_END) == 1 and whole.index(_BEGIN) < whole.index(_END)):
         raise ValueError(f"{path} needs {_BEGIN} and, after it, {_END}, once each; put them where the table goes")
@@ -139,10 +122,8 @@ def update_block(path: pathlib.Path, text: str) -> None:
 
 def _cost(workdir: pathlib.Path) -> str:
     """What all commands in the directories of a sweep took, those that made the bases too."""
-    lines = [line for path in workdir.glob("*/verbs.jsonl") for line in path.read_text().splitlines()]
-    took = list(map(json.loads, lines))
-    hours, peak = sum(each["seconds"] for each in took) / 3600, max(each["peak_memory_gb"] for each in took)
-    return f"All verbs together took {hours:.1f} hours; the largest peak memory of one was {peak:.2f} GB."
+    seconds, peak = metrics.cost(path.parent for path in workdir.glob("*/verbs.jsonl"))
+    return f"All verbs together took {seconds / 3600:.1f} hours; the largest peak memory of one was {peak:.2f} GB."
 
 
 def run(
@@ -154,11 +135,7 @@ def run(
 ) -> list[pathlib.Path]:
     """Writes the document and, beside it, the picture; with `readme` also the block of that file. Returns the files.
 
-    Args:
-      config: a file with METHODS, PAPERS and PANELS.
-      workdir: of the sweep, with its runs' directories.
-    Raises:
-      ValueError: for a config or logs that do not fit together, or where no run is finished.
+    Raises ValueError for a config or logs that do not fit together, or where no run is finished.
     """
     study = Study.read(command.config_file(str(config)))
     output, methods = pathlib.Path(document), study.methods

@@ -41,11 +41,8 @@ def plan(config: str | os.PathLike, workdir: str | os.PathLike, only: Sequence[s
 def run(
     config: str | os.PathLike, workdir: str | os.PathLike, *, only: Sequence[str] = (), jobs: int = 1
 ) -> dict[str, str]:
-    """Does what is left of a sweep. Returns why runs failed, by name.
+    """Does what is left of a sweep, of the runs that match, so many at once. Returns why runs failed, by name.
 
-    Args:
-      only: names or patterns of them; none: all.
-      jobs: runs at once.
     Raises:
       ValueError: before anything runs, for a sweep that cannot work, or a directory that holds another run.
       Stopped: where a signal asked it to stop.

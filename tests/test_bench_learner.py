@@ -9,6 +9,7 @@ import pytest
 import slow_decoder
 
 from searchr1_jax.bench import learner
+from searchr1_jax.bench import measuring
 from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 
@@ -27,7 +28,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def mesh():
-    with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])) as mesh:
+    with measuring.one_device() as mesh:
         yield mesh
 
 
@@ -79,12 +80,11 @@ def test_packed_and_padded_rows_hold_the_same_tokens_to_learn(drawn):
 
 
 def test_the_dense_projection_and_the_learners_have_one_gradient(mesh):
-    both = learner.Projections(PROJECTION)
-    params = decoder.init(decoder.Policy, both.model, seed=0)
+    params = decoder.init(decoder.Policy, PROJECTION.model, seed=0)
     rng = np.random.default_rng(0)
     host = rng.integers(64, size=(4, 32), dtype=np.int32), rng.random((4, 32), np.float32)
     arguments = params, *parallel.to_mesh(host, "batch", None)
-    dense, chunked = both.dense()(*arguments), both.chunked(2)(*arguments)
+    dense, chunked = (learner.gradient(PROJECTION.model, chunk)(*arguments) for chunk in (None, 2))
     assert np.abs(dense["head"]).max() > 0.1 and np.abs(dense["norm"]).max() > 0.1
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), dense, chunked)
 

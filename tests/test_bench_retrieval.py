@@ -32,41 +32,35 @@ def test_draws_share_their_clusters_and_have_unit_length(tmp_path, monkeypatch):
 
 
 def test_queries_per_s_are_read_off_the_curve_at_the_recall():
-    assert retrieval.at_recall([(0.9, 400.0), (1.0, 100.0)], 0.95) == pytest.approx(200)  # half way, logarithmic
-    assert retrieval.at_recall([(0.8, 800.0), (0.9, 400.0), (1.0, 100.0)], 0.9) == pytest.approx(400)
-    assert retrieval.at_recall([(0.96, 300.0), (0.99, 100.0)], 0.95) == 300  # not extrapolated
-    assert math.isnan(retrieval.at_recall([(0.5, 300.0), (0.94, 100.0)], 0.95))
-
-
-class _Ladders:
-    """Points (rows found of 3, a name)."""
-
-    def __init__(self, *ladders):
-        self.ladders = ladders
+    assert retrieval.at_recall([0.9, 1.0], [400.0, 100.0], 0.95) == pytest.approx(200)  # half way, logarithmic
+    assert retrieval.at_recall([0.8, 0.9, 1.0], [800.0, 400.0, 100.0], 0.9) == pytest.approx(400)
+    assert retrieval.at_recall([0.96, 0.99], [300.0, 100.0], 0.95) == 300  # not extrapolated
+    assert math.isnan(retrieval.at_recall([0.5, 0.94], [300.0, 100.0], 0.95))
 
 
 def test_the_points_around_the_fastest_that_finds_enough_are_chosen(monkeypatch):
+    # A point: rows found of 3, a name.
     truth, queries = np.arange(30).reshape(3, 10), np.zeros((3, 2), np.float32)
 
     def use(point):
         found = truth.copy()
         found[:, point[0] :] = -1
-        return lambda vectors, k: (found[: len(vectors), :k], None)
+        return lambda vectors, k: (found[: len(vectors), :k], truth)
 
     monkeypatch.setattr(retrieval, "_rate", lambda search, queries, step: rates.pop(0))
     slow, fast = [(1, "a"), (2, "a"), (3, "a"), (3, "A")], [(2, "b"), (3, "b"), (3, "B")]
     rates = [10.0, 9.0, 8.0, 7.0, 20.0, 9.0]  # three of each ladder's first point that finds all; the best counts
-    assert retrieval.choose(_Ladders(slow, fast), use, queries, truth) == fast
+    assert retrieval.choose([slow, fast], use, queries, truth) == fast
     rates = [7.0, 8.0, 20.0, 9.0, 9.0, 10.0]
-    assert retrieval.choose(_Ladders(slow, fast), use, queries, truth) == slow[1:]
-    assert retrieval.choose(_Ladders(slow[:2], fast[:1]), use, queries, truth) == [(2, "b")]  # none: the most thorough
+    assert retrieval.choose([slow, fast], use, queries, truth) == slow[1:]
+    assert retrieval.choose([slow[:2], fast[:1]], use, queries, truth) == [(2, "b")]  # none: the most thorough
 
 
 @pytest.mark.skipif(not scann_index.available(), reason="no ScaNN on this machine")
 def test_every_figure_is_measured(tmp_path, monkeypatch):
     names = ["scann", "scann_without_soar", "exact"]
     names += ["hnsw"] if importlib.util.find_spec("faiss") else []
-    monkeypatch.setattr(retrieval, "_apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(retrieval.measuring, "apart", lambda function, *arguments: function(*arguments))
     cores = os.sched_getaffinity(0)
     figures = retrieval.measure(names, 400, 16, queries=40, rounds=1, directory=tmp_path)
     assert os.sched_getaffinity(0) == cores

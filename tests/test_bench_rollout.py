@@ -91,17 +91,17 @@ def test_a_vocabulary_too_small_for_the_turns_is_refused():
 
 def trajectories(bench, kind, budget=None):
     """By the number of their prompt."""
-    engine = bench.ours if kind is episodes.Rollout else bench.lockstep
+    engine = bench.ours if kind is episodes.Run else bench.lockstep
     engine.reset()
     engine.budget = budget
     library = workload_lib.Environment(bench.workload)
-    running = kind(engine, library, workload_lib.Words(), bench.workload.limits()).run(
-        bench.workload.tasks(), sampling.Decoding(), seed=0, step=0
-    )
+    played = episodes.Rollout(engine, library, workload_lib.Words(), bench.workload.limits())
+    played.schedule = kind
+    running = played.run(bench.workload.tasks(), sampling.Decoding(), seed=0, step=0)
     return {int(trajectory.example.id): trajectory for trajectory in running}
 
 
-@pytest.mark.parametrize("kind", [episodes.Rollout, lockstep.Cached, lockstep.Rerun])
+@pytest.mark.parametrize("kind", [episodes.Run, lockstep.Cached, lockstep.Rerun])
 @pytest.mark.parametrize("budget", [None, BUDGET])
 def test_a_schedule_writes_the_turns_that_were_drawn(bench, kind, budget):
     played, workload = trajectories(bench, kind, budget), bench.workload
@@ -126,7 +126,7 @@ def test_a_schedule_writes_the_turns_that_were_drawn(bench, kind, budget):
 
 
 def test_the_schedules_sample_the_same_tokens_but_for_the_last_bits(bench):
-    ours, rerun = trajectories(bench, episodes.Rollout), trajectories(bench, lockstep.Rerun)
+    ours, rerun = trajectories(bench, episodes.Run), trajectories(bench, lockstep.Rerun)
     for number, trajectory in ours.items():
         assert trajectory.tokens.tolist() == rerun[number].tokens.tolist()
         np.testing.assert_allclose(trajectory.behaviour_logp, rerun[number].behaviour_logp, atol=1e-4)
@@ -164,7 +164,7 @@ def test_live_caches_take_every_text_once_and_a_rerun_the_whole_prefix_each_turn
             again += length - 1
             once += len(turn.passages)
             length += turn.tokens + len(turn.passages)
-    for kind, tokens in ((episodes.Rollout, once), (lockstep.Cached, once), (lockstep.Rerun, again)):
+    for kind, tokens in ((episodes.Run, once), (lockstep.Cached, once), (lockstep.Rerun, again)):
         appended.clear()
         bench.play(kind)
         assert sum(appended) == tokens
@@ -241,8 +241,7 @@ def test_torch_plays_the_same_episodes(theirs, bench, monkeypatch):
     assert tokens == sum(asked) == sum(t.tokens for i in range(SLOTS) for t in bench.workload.turns_of(i))
 
 
-def test_torch_is_compared_by_decoding_and_by_episodes(bench):
-    pytest.importorskip("torch")
-    ours = bench.play(episodes.Rollout)
-    decoding, whole = rollout.Torch(MODEL, bench, decoded=4).over(bench, ours, batch=1)
+def test_torch_is_compared_by_decoding_and_by_episodes(theirs, bench):
+    ours = bench.play(episodes.Run)
+    decoding, whole = rollout.over_torch(bench, theirs[1], ours, batch=1, decoded=4)
     assert decoding > 0 and whole > 0

@@ -13,152 +13,84 @@ On the CPU backend the arrays are host memory themselves, so a load must hold th
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
 import pathlib
-import resource
-import shutil
 import statistics
 import tempfile
-import threading
 import time
 
-from rich import console as rich_console
-from rich import table as rich_table
+import jax
+import numpy as np
 
-
-def _resident() -> int:
-    """Bytes of this process that are its own: file pages it maps belong to the page cache."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class _Peak:
-    """Largest growth of the process within a `with` block, in bytes; sampled every few milliseconds."""
-
-    def __enter__(self):
-        self._start, self._done, self.bytes = _resident(), threading.Event(), 0
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self):
-        while not self._done.wait(0.004):
-            self.bytes = max(self.bytes, _resident() - self._start)
-
-    def __exit__(self, *_):
-        self._done.set()
-        self._thread.join()
-        self.bytes = max(self.bytes, _resident() - self._start)
+from searchr1_jax.bench import measuring
+from searchr1_jax.models import catalog
+from searchr1_jax.models import decoder
+from searchr1_jax.models import hf
 
 
 def make(directory: pathlib.Path, size: str, dtype: str) -> int:
     """Writes a random checkpoint, one tensor at a time. Returns the bytes of its weights."""
-    import jax
-    import numpy as np
-
-    from searchr1_jax.core import parallel
-    from searchr1_jax.models import catalog
-    from searchr1_jax.models import decoder
-    from searchr1_jax.models import hf
-
-    model = catalog.SIZES[size]
-    with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1)):
+    model, rng = catalog.SIZES[size], np.random.default_rng(0)
+    with measuring.one_device():
         _, abstract = decoder.abstract(decoder.Policy, model, np.dtype(dtype))
-    # One layer's random numbers serve all layers: a broadcast takes no memory.
-    rng = np.random.default_rng(0)
 
-    def random(leaf):
+    def random(leaf):  # one layer's random numbers serve all layers: a broadcast takes no memory
         one = rng.standard_normal(leaf.shape[-2:], np.float32).astype(leaf.dtype)
         return np.broadcast_to(one, leaf.shape)
 
-    params = jax.tree.map(random, abstract)
-    hf.save(directory, model, params)
+    hf.save(directory, model, jax.tree.map(random, abstract))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
 
 
-def plain_read(directory: pathlib.Path, _dtype: str) -> dict[str, float]:
-    """Reads the files into buffers of their size."""
+def plain_read(directory: pathlib.Path) -> float:
+    """Seconds of reading the files into buffers of their size."""
     began = time.perf_counter()
     for path in sorted(directory.glob("*.safetensors")):
-        buffer = bytearray(path.stat().st_size)
+        view = memoryview(bytearray(path.stat().st_size))
         with open(path, "rb", buffering=0) as file:
-            view, place = memoryview(buffer), 0
-            while read := file.readinto(view[place:]):
-                place += read
-    return {"seconds": time.perf_counter() - began}
+            while read := file.readinto(view):
+                view = view[read:]
+    return time.perf_counter() - began
 
 
-def load(directory: pathlib.Path, dtype: str, output: pathlib.Path | None = None) -> dict[str, float]:
-    """Loads into arrays on the mesh, and exports them where an output is given."""
-    import jax
-    import numpy as np
+def load(directory: pathlib.Path, dtype: str, output: pathlib.Path | None = None) -> tuple[float, int]:
+    """Seconds of loading into arrays, and peak growth, with an export where an output is given."""
 
-    from searchr1_jax.core import parallel
-    from searchr1_jax.models import hf
-
-    with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])):
-        jax.device_put(np.zeros(8)).block_until_ready()
-        with _Peak() as peak:
+    def run() -> float:
+        with measuring.one_device():
             began = time.perf_counter()
             params = jax.block_until_ready(hf.load(directory, dtype=np.dtype(dtype)))
             seconds = time.perf_counter() - began
             if output is not None:
                 hf.save(output, hf.read_config(directory), params)
-    return {"seconds": seconds, "peak_bytes": peak.bytes}
+        return seconds
 
-
-def _apart(function, *arguments):
-    """The function's result from a fresh process, whose memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    jax.device_put(np.zeros(8)).block_until_ready()  # the backend is not the checkpoint
+    return measuring.peak_growth(run)
 
 
 def measure(size: str, dtype: str, repeats: int, directory: pathlib.Path) -> dict[str, float]:
     """All figures; needs room for the checkpoint twice in `directory`."""
-    checkpoint, exported = directory / "checkpoint", directory / "exported"
-    size_bytes = _apart(make, checkpoint, size, dtype)
-    _apart(plain_read, checkpoint, dtype)  # warms the page cache
-    reads, loads = [], []
-    for _ in range(repeats):
-        reads.append(_apart(plain_read, checkpoint, dtype))
-        loads.append(_apart(load, checkpoint, dtype))
-    export = _apart(load, checkpoint, dtype, exported)
-    speed = [read["seconds"] / one["seconds"] for read, one in zip(reads, loads, strict=True)]
+    checkpoint, apart = directory / "checkpoint", measuring.apart
+    size_bytes = apart(make, checkpoint, size, dtype)
+    apart(plain_read, checkpoint)  # warms the page cache
+    reads = {"read": lambda: (apart(plain_read, checkpoint), 0), "load": lambda: apart(load, checkpoint, dtype)}
+    (read_s, _), (load_s, load_bytes) = (zip(*of, strict=True) for of in measuring.in_turns(repeats, reads).values())
+    _, export_bytes = apart(load, checkpoint, dtype, directory / "exported")
     return {
         "gigabytes": size_bytes / 1e9,
-        "read_seconds": statistics.median(read["seconds"] for read in reads),
-        "load_seconds": statistics.median(one["seconds"] for one in loads),
-        "load_speed_ratio": statistics.median(speed),
-        "load_memory_ratio": max(one["peak_bytes"] for one in loads) / size_bytes,
-        "export_memory_ratio": export["peak_bytes"] / size_bytes,
+        "read_seconds": statistics.median(read_s),
+        "load_seconds": statistics.median(load_s),
+        "load_speed_ratio": measuring.median_ratio(read_s, load_s),
+        "load_memory_ratio": max(load_bytes) / size_bytes,
+        "export_memory_ratio": export_bytes / size_bytes,
     }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="llama-3.2-1b")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="bench-checkpoint-"))
-    try:
-        figures = measure(arguments.size, arguments.dtype, arguments.repeats, directory)
-    finally:
-        shutil.rmtree(directory)
-    if arguments.json:
-        print(json.dumps({"size": arguments.size, "dtype": arguments.dtype} | figures))
-        return
-    table = rich_table.Table(title=f"{arguments.size}, {arguments.dtype}")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.2f}")
-    rich_console.Console().print(table)
+    given = measuring.flags(__doc__, size="llama-3.2-1b", dtype="bfloat16", repeats=3)
+    with tempfile.TemporaryDirectory(prefix="bench-checkpoint-") as directory:
+        figures = measure(given.size, given.dtype, given.repeats, pathlib.Path(directory))
+    measuring.tell({"size": given.size, "dtype": given.dtype}, figures, as_json=given.json)
 
 
 if __name__ == "__main__":

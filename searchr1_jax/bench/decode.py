@@ -1,30 +1,26 @@
 r"""How fast tokens are sampled with their log-probs, in a cache that fits and in one that is far too long.
 
-python -m searchr1_jax.bench.decode [--torch] [--json] [--repeats=5]
+python -m searchr1_jax.bench.decode [--json] [--repeats=5]
 
 A random model of 48M parameters writes 128 tokens after 64 in each of 16 rows, at temperature 1; the prompts' share of
 the time is included. Attention looks at what is in use only, so a cache of 1,024 places should cost what one of 192
 does. Repeats are interleaved and figures are medians:
 
     tokens_per_s_192, tokens_per_s_1024   in caches of that length
-    torch_tokens_per_s                    Hugging Face `generate` on the same weights, sampled, without log-probs
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-import json
+import functools
 import statistics
-import time
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import console as rich_console
 
-from searchr1_jax.bench import hugging_face
+from searchr1_jax.bench import measuring
 from searchr1_jax.core import parallel
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
@@ -42,74 +38,59 @@ MODEL = model_config.ModelConfig(
 ROWS, PROMPT, NEW = 16, 64, 128
 CONTEXTS = (192, 1_024)
 
+E = TypeVar("E", bound=engine_lib.Engine)
+
 
 def make_engine(
-    model: model_config.ModelConfig, params: decoder.Params, *, context: int, rows: int, prompt: int, new: int
-) -> engine_lib.Engine:
-    """An engine that appends all prompts in one call and writes `new` tokens after each in another."""
-    engine = engine_lib.Engine(
-        model,
-        programs.Shapes(
-            slots=rows, context=context, decode_tokens=new, extend_rows=rows, extend_chunks=(prompt,), group=1
-        ),
-        # No token ends a text.
-        stop_table.build([b"%d" % i for i in range(model.vocab_size)], protocol.stop_tags(("search",))),
-        hosts=parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=1),
-        eos_ids=frozenset(),
-        max_turn_tokens=new,
-        dtype=jnp.float32,
-    )
+    kind: Callable[..., E], model: model_config.ModelConfig, shapes: programs.Shapes, params: decoder.Params, **options
+) -> E:
+    """An engine of that kind in float32, with weights, in which no token ends a text."""
+    stops = stop_table.build([b"%d" % i for i in range(model.vocab_size)], protocol.stop_tags(("search",)))
+    hosts = parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=1)
+    engine = kind(model, shapes, stops, hosts=hosts, eos_ids=frozenset(), dtype=jnp.float32, **options)
     engine.load(params)
     return engine
 
 
+def writer(
+    model: model_config.ModelConfig, params: decoder.Params, *, prompt: int, new: int, questions: int, samples: int = 1,
+    context: int | None = None,
+) -> engine_lib.Engine:  # fmt: skip
+    """An engine that appends all prompts in one call and writes `new` tokens after each in another."""
+    shapes = programs.Shapes(
+        slots=questions * samples, context=context or prompt + new, decode_tokens=new,
+        extend_rows=questions, extend_chunks=(prompt,), group=samples,
+    )  # fmt: skip
+    return make_engine(engine_lib.Engine, model, shapes, params, max_turn_tokens=new)
+
+
 def write(engine: engine_lib.Engine, prompts: np.ndarray) -> programs.Written:
-    """Everything from prompts, int[rows, T], to new tokens on the host."""
+    """Everything from prompts, int[questions, T], to new tokens on the host, a row a sample."""
     engine.reset()
-    rows = [
-        engine_lib.Row(slots=(i,), tokens=known, start=0, pending=last, identities=((0, 0, 0, i),))
-        for i, (*known, last) in enumerate(prompts.tolist())
-    ]
+    rows, samples = [], range(engine.shapes.group)
+    for question, (*known, last) in enumerate(prompts.tolist()):
+        slots = tuple(question * len(samples) + sample for sample in samples)
+        identities = tuple((0, 0, question, sample) for sample in samples)
+        rows.append(engine_lib.Row(slots=slots, tokens=known, start=0, pending=last, identities=identities))
     engine.extend(rows, engine.shapes.extend_chunks[0])
     return engine.read(engine.decode(sampling.Decoding(), leave_at=engine.shapes.slots))
 
 
-def measure(repeats: int, *, torch: bool) -> dict[str, float]:
+def measure(repeats: int) -> dict[str, float]:
     """All figures."""
     params = decoder.init(decoder.Policy, MODEL, seed=0)
     prompts = np.random.default_rng(0).integers(MODEL.vocab_size, size=(ROWS, PROMPT))
-    sizes = {"rows": ROWS, "prompt": PROMPT, "new": NEW}
-    engines = {c: make_engine(MODEL, params, context=c, **sizes) for c in CONTEXTS}
-    writers: dict[str, Callable[[], Any]] = {
-        f"tokens_per_s_{context}": lambda engine=engine: write(engine, prompts) for context, engine in engines.items()
-    }
-    if torch:
-        model = hugging_face.Model(MODEL, params)
-        writers["torch_tokens_per_s"] = lambda: model.write(prompts.tolist(), [NEW] * ROWS)
-    for writer in writers.values():
-        writer()
-    rates: dict[str, list[float]] = {name: [] for name in writers}
-    for _ in range(repeats):
-        for name, writer in writers.items():
-            began = time.perf_counter()
-            writer()
-            rates[name].append(ROWS * NEW / (time.perf_counter() - began))
-    return {name: statistics.median(values) for name, values in rates.items()}
+    engines = [writer(MODEL, params, prompt=PROMPT, new=NEW, questions=ROWS, context=c) for c in CONTEXTS]
+    runs = {f"tokens_per_s_{e.shapes.context}": functools.partial(write, e, prompts) for e in engines}
+    measuring.interleaved(1, runs)  # compiles
+    return {name: ROWS * NEW / statistics.median(s) for name, s in measuring.interleaved(repeats, runs).items()}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--torch", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])):
-        figures = measure(arguments.repeats, torch=arguments.torch)
-    if arguments.json:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        rich_console.Console(highlight=False).print(f"{name:20} {value:.0f}")
+    given = measuring.flags(__doc__, repeats=5)
+    with measuring.one_device():
+        figures = measure(given.repeats)
+    measuring.tell({}, figures, as_json=given.json)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 
 import numpy as np
 
+from searchr1_jax.bench import measuring
 from searchr1_jax.bench import workload as workload_lib
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
@@ -35,6 +36,7 @@ class Model:
         self._model.generation_config = transformers.GenerationConfig(
             do_sample=True, temperature=1.0, top_k=0, top_p=1.0, pad_token_id=0, eos_token_id=None
         )
+        self.write([[1, 2]], [2])  # what is made at the first call
 
     def write(self, prefixes: list[list[int]], lengths: list[int]) -> list[list[int]]:
         """Samples that many tokens after each prefix, in one call of `generate`."""
@@ -60,14 +62,8 @@ class Model:
 def decode_seconds(model: Model, workload: workload_lib.Workload, *, slots: int, tokens: int) -> float:
     """Seconds of a decoded token, of all slots together, after the first prompts; what those cost is taken off."""
     prompts = [list(prompt) for prompt in workload.prompts[:slots]]
-
-    def seconds(count):
-        began = time.perf_counter()
-        model.write(prompts, [count] * slots)
-        return time.perf_counter() - began
-
-    first = seconds(1)
-    return (seconds(1 + tokens) - first) / (tokens * slots)
+    first, all_ = (measuring.seconds(lambda n=n: model.write(prompts, [n] * slots)) for n in (1, 1 + tokens))
+    return (all_ - first) / (tokens * slots)
 
 
 def play(model: Model, workload: workload_lib.Workload, *, share: slice) -> tuple[float, int]:

@@ -26,22 +26,18 @@ Repeats are interleaved, ratios are the medians of the repeats' ratios, seconds 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 import dataclasses
-import json
 import pathlib
 import statistics
 import tempfile
-import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich import console as rich_console
-from rich import table as rich_table
 
 from searchr1_jax.bench import decode
+from searchr1_jax.bench import measuring
 from searchr1_jax.core import parallel
 from searchr1_jax.core import settings
 from searchr1_jax.core import types
@@ -50,12 +46,6 @@ from searchr1_jax.learning import step as learning
 from searchr1_jax.learning import update
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models import decoder
-from searchr1_jax.models.families import qwen2
-from searchr1_jax.rollout import engine as engine_lib
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
-from searchr1_jax.text import protocol
-from searchr1_jax.text import stop_table
 
 COMPUTE = decoder.Compute(dtype=jnp.float32, remat=False, attention="auto")
 KL_COEFFICIENT = 0.001
@@ -68,10 +58,7 @@ class Packing:
     Attention over a row takes a share of its arithmetic that lies between those of Qwen2.5-3B and 7B.
     """
 
-    model: model_config.ModelConfig = model_config.ModelConfig(
-        family=qwen2.FAMILY, vocab_size=2_048, width=512, layers=1, heads=1, kv_heads=1, head_dim=64, mlp_width=2_048,
-        rope_theta=1e6, norm_eps=1e-6, tied_embeddings=True, max_positions=4_096,
-    )  # fmt: skip
+    model: model_config.ModelConfig = dataclasses.replace(decode.MODEL, vocab_size=2_048, layers=1, heads=1, kv_heads=1)
     trajectories: int = 128
     mean_tokens: int = 600
     sigma: float = 0.8  # of the logarithm
@@ -94,6 +81,12 @@ class Projection:
     vocab_chunk: int = 32  # of all rows together: rows x vocab_chunk tokens have logits at once
     tokens_run: int = 1_024
 
+    @property
+    def model(self) -> model_config.ModelConfig:
+        """One without layers."""
+        sizes = {"vocab_size": self.vocab_size, "width": self.width}
+        return dataclasses.replace(decode.MODEL, layers=0, tied_embeddings=False, **sizes)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
@@ -107,29 +100,16 @@ class Step:
     micro_batch_rows: int = 8  # a trajectory each, as all are of one length
 
 
-def interleaved(repeats: int, **runs: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of every run, in turns; a run waits for its results itself."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def _median_ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
-def grpo(*, samples: int, row_tokens: int, micro_batch_rows: int, vocab_chunk: int) -> settings.Settings:
+def grpo_learner(
+    model: model_config.ModelConfig, *, samples: int, row_tokens: int, micro_batch_rows: int, vocab_chunk: int
+) -> update.Learner:
     """The published GRPO, a rollout an update."""
-    return settings.Settings().replace({
+    return update.Learner(model, settings.Settings().replace({
         "rollout.samples": samples, "learner.updates_per_rollout": 1, "learner.row_tokens": (row_tokens,),
         "learner.micro_batch_rows": micro_batch_rows, "learner.vocab_chunk": vocab_chunk, "policy.warmup_steps": 0,
         "algorithm.advantage": "group_standardised", "algorithm.kl_in": "loss", "algorithm.kl_estimator": "k3",
         "algorithm.kl_coefficient": KL_COEFFICIENT,
-    })  # fmt: skip
+    }))  # fmt: skip
 
 
 def _trajectory(
@@ -196,134 +176,88 @@ def packing_figures(p: Packing, *, repeats: int, seed: int) -> dict[str, float]:
     these = trajectories(p, seed=seed)
     batches = {"packed": packed(p, these), "padded": padded(p, these)}
     rows = {"row_tokens": p.row_tokens, "micro_batch_rows": 1, "vocab_chunk": p.vocab_chunk}
-    learner = update.Learner(p.model, grpo(samples=1, **rows))
+    learner = grpo_learner(p.model, samples=1, **rows)
     params = decoder.init(decoder.Policy, p.model, seed=seed)
     runs = {name: _updating(p, learner, params, batch) for name, batch in batches.items()}
     learned = sum(int(t.sampled.sum()) for t in these)
     rates = {
         name: [learned / (int(batches[name].micro_batches) * s / p.rows_run) for s in seconds]
-        for name, seconds in interleaved(repeats, **runs).items()
+        for name, seconds in measuring.interleaved(repeats, runs).items()
     }
-    rows = batches["packed"].segment[: int(batches["packed"].micro_batches)]
     return {
-        "packed_over_padded": _median_ratio(rates["packed"], rates["padded"]),
-        "row_utilisation": float(np.mean(rows > 0)),
+        "packed_over_padded": measuring.median_ratio(rates["packed"], rates["padded"]),
+        "row_utilisation": float(np.mean(batches["packed"].segment[: int(batches["packed"].micro_batches)] > 0)),
     } | {f"{name}_tokens_per_s": statistics.median(rate) for name, rate in rates.items()}
 
 
-class Projections:
-    """Both ways from tokens to the gradient of their log-probs, for a model without layers."""
+def gradient(model: model_config.ModelConfig, vocab_chunk: int | None) -> Any:
+    """Jitted: parameters, tokens, weights -> gradient of the weighted log-probs; of the norm and the head, so of hidden
+    states as well. The embedding is left as it is: its gradient would cost all alike. Without `vocab_chunk` all logits
+    are there at once, and kept for the backward pass.
+    """
+    graph, _ = decoder.abstract(decoder.Policy, model)
 
-    def __init__(self, p: Projection):
-        self.model = model_config.ModelConfig(
-            family=qwen2.FAMILY, vocab_size=p.vocab_size, width=p.width, layers=0, heads=2, kv_heads=2, head_dim=64,
-            mlp_width=64, rope_theta=1e6, norm_eps=1e-6, tied_embeddings=False, max_positions=p.row_tokens,
-        )  # fmt: skip
-        self._graph, self.abstract = decoder.abstract(decoder.Policy, self.model)
-
-    def _gradient(self, logp: Callable):
-        """Jitted: parameters, tokens, weights -> gradient; of the norm and the head, so of hidden states as well.
-
-        The embedding is left as it is: its gradient would cost both alike.
-        """
-
-        def loss(learned, rest, token_BT, weight_BT):
-            body = rest["decoder"] | {"norm": learned["norm"]}
-            policy = decoder.bind(self._graph, {"head": learned["head"], "decoder": body})
-            return jnp.sum(weight_BT * logp(policy, token_BT))
-
-        def run(params, token_BT, weight_BT):
-            learned = {"head": params["head"], "norm": params["decoder"]["norm"]}
-            return jax.grad(loss)(learned, params, token_BT, weight_BT)
-
-        return jax.jit(run)
-
-    def dense(self):
-        """All logits at once, kept for the backward pass."""
-
-        def logp(policy, token_BT):
-            logits_BTV = policy.logits(policy.decoder.packed(token_BT, token_BT, token_BT, COMPUTE))
-            chosen = jax.nn.one_hot(token_BT, self.model.vocab_size, dtype=bool)
-            return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(logits_BTV), 0.0), axis=-1)
-
-        return self._gradient(logp)
-
-    def chunked(self, vocab_chunk: int):
-        """The learner's."""
-
-        def logp(policy, token_BT):
+    def logp(policy, token_BT):
+        if vocab_chunk is not None:
             options = {"temperature": 1.0, "vocab_chunk": vocab_chunk}
             return policy.token_statistics(token_BT, token_BT, token_BT, COMPUTE, **options)[0]
+        logits_BTV = policy.logits(policy.decoder.packed(token_BT, token_BT, token_BT, COMPUTE))
+        chosen = jax.nn.one_hot(token_BT, model.vocab_size, dtype=bool)
+        return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(logits_BTV), 0.0), axis=-1)
 
-        return self._gradient(logp)
+    def loss(learned, rest, token_BT, weight_BT):
+        body = rest["decoder"] | {"norm": learned["norm"]}
+        policy = decoder.bind(graph, {"head": learned["head"], "decoder": body})
+        return jnp.sum(weight_BT * logp(policy, token_BT))
 
-    def temporaries(self, gradient, *, rows: int, row_tokens: int) -> int:
-        """Bytes that the compiler reserves beside arguments and results."""
-        sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), parallel.spec("batch", None))
-        of = lambda dtype: jax.ShapeDtypeStruct((rows, row_tokens), dtype, sharding=sharding)
-        lowered = gradient.lower(self.abstract, of(jnp.int32), of(jnp.float32))
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+    def run(params, token_BT, weight_BT):
+        learned = {"head": params["head"], "norm": params["decoder"]["norm"]}
+        return jax.grad(loss)(learned, params, token_BT, weight_BT)
+
+    return jax.jit(run)
 
 
 def projection_figures(p: Projection, *, repeats: int, seed: int) -> dict[str, float]:
-    both = Projections(p)
-    dense, chunked = both.dense(), both.chunked(p.vocab_chunk)
-    sizes = {"rows": p.rows, "row_tokens": p.row_tokens}
-    gigabytes = {
-        "dense_gb": both.temporaries(dense, **sizes) / 1e9,
-        "chunked_gb": both.temporaries(chunked, **sizes) / 1e9,
-    }
-    params, rng = decoder.init(decoder.Policy, both.model, seed=seed), np.random.default_rng(seed)
+    model, rng = p.model, np.random.default_rng(seed)
+    batch = jax.sharding.NamedSharding(jax.sharding.get_mesh(), parallel.spec("batch", None))
+    full = [jax.ShapeDtypeStruct((p.rows, p.row_tokens), kind, sharding=batch) for kind in (jnp.int32, jnp.float32)]
+    _, abstract = decoder.abstract(decoder.Policy, model)
+    dense, chunked = (  # bytes that the compiler reserves beside arguments and results
+        gradient(model, chunk).lower(abstract, *full).compile().memory_analysis().temp_size_in_bytes
+        for chunk in (None, p.vocab_chunk)
+    )
     tokens = rng.integers(p.vocab_size, size=(1, p.tokens_run), dtype=np.int32)
+    params = decoder.init(decoder.Policy, model, seed=seed)
     arguments = params, *parallel.to_mesh((tokens, np.ones_like(tokens, np.float32)), "batch", None)
-    in_one_row = both.chunked(p.rows * p.vocab_chunk)
-    runs = {
-        "dense": lambda: jax.block_until_ready(dense(*arguments)),
-        "chunked": lambda: jax.block_until_ready(in_one_row(*arguments)),
-    }
-    interleaved(1, **runs)  # compiles
-    seconds = interleaved(repeats, **runs)
+    ways = {"dense": gradient(model, None), "chunked": gradient(model, p.rows * p.vocab_chunk)}  # in one row
+    runs = {name: lambda way=way: jax.block_until_ready(way(*arguments)) for name, way in ways.items()}
+    measuring.interleaved(1, runs)  # compiles
+    seconds = measuring.interleaved(repeats, runs)
     return {
-        "chunked_memory_ratio": gigabytes["chunked_gb"] / gigabytes["dense_gb"],
-        "chunked_time_ratio": _median_ratio(seconds["chunked"], seconds["dense"]),
-    } | gigabytes
+        "chunked_memory_ratio": chunked / dense,
+        "chunked_time_ratio": measuring.median_ratio(seconds["chunked"], seconds["dense"]),
+        "dense_gb": dense / 1e9,
+        "chunked_gb": chunked / 1e9,
+    }
 
 
 class GRPO:
     """An actor and a learner of the same policy."""
 
     def __init__(self, s: Step, *, seed: int):
-        self.step, self._rng = s, np.random.default_rng(seed)
-        self._engine = engine_lib.Engine(
-            s.model,
-            programs.Shapes(
-                slots=s.questions * s.samples, context=s.prompt + s.new, decode_tokens=s.new,
-                extend_rows=s.questions, extend_chunks=(s.prompt,), group=s.samples,
-            ),
-            # No token ends a text.
-            stop_table.build([b"%d" % i for i in range(s.model.vocab_size)], protocol.stop_tags(("search",))),
-            hosts=parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=1),
-            eos_ids=frozenset(), max_turn_tokens=s.new, dtype=jnp.float32,
-        )  # fmt: skip
-        row_tokens = s.prompt + s.new
+        self._step, self._rng, row_tokens = s, np.random.default_rng(seed), s.prompt + s.new
         rows = {"row_tokens": row_tokens, "micro_batch_rows": s.micro_batch_rows, "vocab_chunk": row_tokens}
-        self._learner = update.Learner(s.model, grpo(samples=s.samples, **rows))
+        self._learner = grpo_learner(s.model, samples=s.samples, **rows)
         self._reference = decoder.init(decoder.Policy, s.model, seed=seed)
         self._state = self._learner.init(jax.tree.map(jnp.copy, self._reference), None)
-        self._engine.load(self._state.policy)
+        sizes = {"prompt": s.prompt, "new": s.new, "questions": s.questions, "samples": s.samples}
+        self._engine = decode.writer(s.model, self._state.policy, **sizes)
 
     def roll_out(self) -> list[types.Trajectory]:
         """Samples of new random prompts."""
-        s, engine = self.step, self._engine
+        s = self._step
         prompts = self._rng.integers(s.model.vocab_size, size=(s.questions, s.prompt))
-        engine.reset()
-        rows = []
-        for question, (*known, last) in enumerate(prompts.tolist()):
-            slots = tuple(range(question * s.samples, (question + 1) * s.samples))
-            identities = tuple((0, 0, question, sample) for sample in range(s.samples))
-            rows.append(engine_lib.Row(slots=slots, tokens=known, start=0, pending=last, identities=identities))
-        engine.extend(rows, s.prompt)
-        written = engine.read(engine.decode(sampling.Decoding(), leave_at=engine.shapes.slots))
+        written = decode.write(self._engine, prompts)
         tokens = np.concatenate([np.repeat(prompts, s.samples, axis=0), written.tokens], axis=1)
         logp = np.pad(written.logp, ((0, 0), (s.prompt, 0)))
         sampled = np.arange(s.prompt + s.new) >= s.prompt
@@ -341,39 +275,23 @@ class GRPO:
 
 
 def step_figures(s: Step, *, repeats: int, seed: int) -> dict[str, float]:
-    grpo_ = GRPO(s, seed=seed)
-    these = grpo_.roll_out()
-    runs = {"rollout": grpo_.roll_out, "update": lambda: grpo_.learn(these)}
-    grpo_.learn(these)  # compiles
-    return {f"grpo_{name}_s": statistics.median(s) for name, s in interleaved(repeats, **runs).items()}
+    step = GRPO(s, seed=seed)
+    these = step.roll_out()
+    step.learn(these)  # compiles
+    runs = {"grpo_rollout_s": step.roll_out, "grpo_update_s": lambda: step.learn(these)}
+    return {name: statistics.median(s) for name, s in measuring.interleaved(repeats, runs).items()}
 
 
-def measure(packing_: Packing, projection: Projection, step: Step, *, repeats: int, seed: int) -> dict[str, float]:
-    """All figures."""
-    options = {"repeats": repeats, "seed": seed}
-    return (
-        packing_figures(packing_, **options) | projection_figures(projection, **options) | step_figures(step, **options)
-    )
+def measure(p: Packing, projection: Projection, step: Step, **options: int) -> dict[str, float]:
+    """All figures, with these repeats and this seed."""
+    return packing_figures(p, **options) | projection_figures(projection, **options) | step_figures(step, **options)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    options = {"repeats": arguments.repeats, "seed": arguments.seed}
-    with jax.set_mesh(parallel.make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])):
-        figures = measure(Packing(), Projection(), Step(), **options)
-    if arguments.json:
-        print(json.dumps(options | figures))
-        return
-    table = rich_table.Table(title=f"median of {arguments.repeats}")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    for name, value in figures.items():
-        table.add_row(name, f"{value:.3f}" if value < 100 else f"{value:.0f}")
-    rich_console.Console().print(table)
+    given = measuring.flags(__doc__, repeats=3, seed=0)
+    asked = {"repeats": given.repeats, "seed": given.seed}
+    with measuring.one_device():
+        measuring.tell(asked, measure(Packing(), Projection(), Step(), **asked), as_json=given.json)
 
 
 if __name__ == "__main__":

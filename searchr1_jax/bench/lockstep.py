@@ -12,7 +12,9 @@ import collections
 from searchr1_jax.rollout import episodes
 
 
-class _CachedRun(episodes.Run):
+class Cached(episodes.Run):
+    """Turns in lockstep over live caches: only the passages are appended."""
+
     def episodes(self, tasks, pool):
         waiting = collections.deque((task, 0) for task in tasks)
         while waiting or self.active:
@@ -29,18 +31,8 @@ class _CachedRun(episodes.Run):
             self.finished.clear()
 
 
-class _RerunRun(_CachedRun):
-    def append(self, slots, tokens, start, identities=()):
-        super().append(slots, tokens, 0, identities)
-
-
-class Cached(episodes.Rollout):
-    """Turns in lockstep over live caches: only the passages are appended."""
-
-    schedule = _CachedRun
-
-
 class Rerun(Cached):
     """Turns in lockstep that run the whole prefix again, as a call of `generate` for each turn does."""
 
-    schedule = _RerunRun
+    def append(self, slots, tokens, start, identities=()):
+        super().append(slots, tokens, 0, identities)

@@ -14,25 +14,30 @@ judged on the other half, each method's queries/s read off its curve at recall@3
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses
-import importlib.util
+import functools
 import json
 import math
-import multiprocessing
 import os
 import pathlib
 import statistics
 import tempfile
-import threading
-import time
 from typing import Any
 
+import jax
 import numpy as np
-from rich import console as rich_console
-from rich import table as rich_table
+
+from searchr1_jax.bench import measuring
+from searchr1_jax.retrieval import exact_index
+from searchr1_jax.retrieval import scann_index
+from searchr1_jax.retrieval import scann_plan
+
+try:
+    import faiss  # pyright: ignore[reportMissingImports]
+except ImportError:
+    faiss: Any = None
 
 CLUSTERS, NOISE = 2_000, 0.7
 QUERIES, ROUNDS, RECALL = 1_000, 5, 0.95
@@ -58,9 +63,7 @@ def draw(path: pathlib.Path, rows: int, dimensions: int, *, seed: int) -> None:
 # that gives the search at one of the ladders' points, until it is called for the next.
 
 
-def _settings(rows: int, dimensions: int, *, soar: bool):
-    from searchr1_jax.retrieval import scann_index
-
+def _settings(rows: int, dimensions: int, *, soar: bool) -> scann_index.Settings:
     settings = scann_index.Settings.for_rows(rows, dimensions)
     return settings if soar else dataclasses.replace(settings, soar=None)
 
@@ -72,19 +75,13 @@ class Scann:
         self.ladders = [[(few, depth) for few in leaves] for depth in (15, 20, 30, 40, 60, 100, 200)]
 
     def ready(self) -> None:
-        from searchr1_jax.retrieval import scann_index
-
         scann_index.available()
 
     def build(self, vectors: np.ndarray, path: pathlib.Path) -> None:
-        from searchr1_jax.retrieval import scann_index
-
         settings = _settings(*vectors.shape, soar=self._soar)
         scann_index.build(vectors, path, settings=settings, shard_rows=len(vectors))
 
     def open(self, vectors: np.ndarray, path: pathlib.Path) -> Callable[[Any], Search]:
-        from searchr1_jax.retrieval import scann_index
-
         index = scann_index.ScannIndex.load(path, threads=1)
         if not index.settings.leaves:
             return lambda point: index.search
@@ -95,16 +92,12 @@ class Exact:
     ladders = [[None]]
 
     def ready(self) -> None:
-        import jax
-
         jax.device_put(np.zeros(8)).block_until_ready()
 
     def build(self, vectors: np.ndarray, path: pathlib.Path) -> None:
         path.touch()
 
     def open(self, vectors: np.ndarray, path: pathlib.Path) -> Callable[[Any], Search]:
-        from searchr1_jax.retrieval import exact_index
-
         index = exact_index.ExactIndex(vectors)
         return lambda point: index.search
 
@@ -116,13 +109,9 @@ class Faiss:
         self._factory, self.ladders = factory, ladders
 
     def ready(self) -> None:
-        import faiss  # pyright: ignore[reportMissingImports]
-
         faiss.omp_set_num_threads(1)
 
     def build(self, vectors: np.ndarray, path: pathlib.Path) -> None:
-        import faiss  # pyright: ignore[reportMissingImports]
-
         index = faiss.index_factory(vectors.shape[1], self._factory, faiss.METRIC_INNER_PRODUCT)
         vectors = np.asarray(vectors)
         index.train(vectors)
@@ -130,8 +119,6 @@ class Faiss:
         faiss.write_index(index, str(path))
 
     def open(self, vectors: np.ndarray, path: pathlib.Path) -> Callable[[Any], Search]:
-        import faiss  # pyright: ignore[reportMissingImports]
-
         index, parameters = faiss.read_index(str(path)), faiss.ParameterSpace()
 
         def use(point):
@@ -154,32 +141,12 @@ def make(name: str, rows: int, dimensions: int) -> Scann | Exact | Faiss:
     return Exact() if name == "exact" else Scann(rows, soar=name == "scann")
 
 
-def _anonymous() -> int:
-    """Bytes of this process that are its own: file pages it maps belong to the page cache."""
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not tell a process its memory; run the benchmark on Linux")
-
-
 def _build(name: str, vectors: pathlib.Path, path: pathlib.Path) -> dict[str, float]:
     """Builds on all cores. Returns seconds and the bytes it took, of memory at most and of disk."""
     mapped = np.load(vectors, mmap_mode="r")
-    start, peak, done = _anonymous(), 0, threading.Event()
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, _anonymous() - start)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.perf_counter()
-    make(name, *mapped.shape).build(mapped, path)
-    seconds = time.perf_counter() - began
-    done.set()
-    watcher.join()
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    build = functools.partial(make(name, *mapped.shape).build, mapped, path)
+    seconds, peak = measuring.peak_growth(lambda: measuring.seconds(build))
+    files = [file for file in (path, *path.rglob("*")) if file.is_file()]
     return {"build_s": seconds, "building_bytes": peak, "disk_bytes": sum(file.stat().st_size for file in files)}
 
 
@@ -188,16 +155,10 @@ def _memory(name: str, vectors: pathlib.Path, path: pathlib.Path) -> int:
     mapped = np.load(vectors, mmap_mode="r")
     method = make(name, *mapped.shape)
     method.ready()  # the library is not the index
-    start = _anonymous()
+    start = measuring.own_bytes()
     search = method.open(mapped, path)(method.ladders[0][0])  # holds the index
     search(np.asarray(mapped[:1]), 3)
-    return _anonymous() - start
-
-
-def _apart(function, *arguments):
-    """The function's result from a fresh process, whose memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    return measuring.own_bytes() - start
 
 
 @contextlib.contextmanager
@@ -212,10 +173,9 @@ def _one_core():
 
 
 def _rate(search: Search, queries: np.ndarray, step: int) -> float:
-    began = time.perf_counter()
-    for start in range(0, len(queries), step):
-        search(queries[start : start + step], 3)
-    return len(queries) / (time.perf_counter() - began)
+    """Queries/s, so many together."""
+    parts = [queries[start : start + step] for start in range(0, len(queries), step)]
+    return len(queries) / measuring.seconds(lambda: [search(part, 3) for part in parts])
 
 
 def _recall(search: Search, queries: np.ndarray, truth: np.ndarray, k: int) -> float:
@@ -224,95 +184,83 @@ def _recall(search: Search, queries: np.ndarray, truth: np.ndarray, k: int) -> f
     return float((true[:, :, None] == found[:, None, :]).any(axis=2).mean())
 
 
-def choose(method: Any, use: Callable[[Any], Search], queries: np.ndarray, truth: np.ndarray) -> list[Any]:
+def first_with(recalls: Iterable[float], recall: float) -> int | None:
+    """The first point of a ladder that finds so much, if any."""
+    return next((i for i, found in enumerate(recalls) if found >= recall), None)
+
+
+def choose(ladders: list[list[Any]], use: Callable[[Any], Search], queries: np.ndarray, truth: np.ndarray) -> list[Any]:
     """The points of a ladder around the fastest that reaches RECALL: one below, itself, one above."""
-    best, chosen = 0.0, method.ladders[-1][-1:]
-    for ladder in method.ladders:
-        for at, point in enumerate(ladder):
-            search = use(point)
-            if len(ladder) == 1 or _recall(search, queries, truth, 3) >= RECALL:
-                rate = max(_rate(search, queries, 1) for _ in range(3)) if len(ladder) > 1 else math.inf
-                if rate > best:
-                    best, chosen = rate, ladder[max(0, at - 1) : at + 2]
-                break
+    best, chosen = 0.0, ladders[-1][-1:]
+    if len(ladders[0]) == 1:
+        return chosen  # there is no choice
+    for ladder in ladders:
+        at = first_with((_recall(use(point), queries, truth, 3) for point in ladder), RECALL)
+        if at is not None and (rate := max(_rate(use(ladder[at]), queries, 1) for _ in range(3))) > best:
+            best, chosen = rate, ladder[max(0, at - 1) : at + 2]
     return chosen
 
 
-def at_recall(points: list[tuple[float, float]], recall: float) -> float:
-    """Queries/s at a recall, from (recall, queries/s) of a ladder, the quickest first; logarithmic in between.
+def at_recall(recalls: list[float], rates: list[float], recall: float) -> float:
+    """Queries/s at a recall, from those of a ladder's points, the quickest first; logarithmic in between.
 
     Nothing is extrapolated: a quickest point that finds more counts as it is, and NaN says that none finds enough.
     """
-    before = None
-    for point in points:
-        if point[0] >= recall:
-            if before is None:
-                return point[1]
-            share = (recall - before[0]) / (point[0] - before[0])
-            return float(math.exp((1 - share) * math.log(before[1]) + share * math.log(point[1])))
-        before = point
-    return math.nan
+    if not (i := first_with(recalls, recall)):
+        return math.nan if i is None else rates[0]
+    share = (recall - recalls[i - 1]) / (recalls[i] - recalls[i - 1])
+    return rates[i - 1] * (rates[i] / rates[i - 1]) ** share
 
 
 def measure(
     names: list[str], rows: int, dimensions: int, *, queries: int, rounds: int, directory: pathlib.Path
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Every method's figures, under its name."""
-    from searchr1_jax.retrieval import exact_index
-
-    vectors = directory / "vectors.npy"
+    vectors, half = directory / "vectors.npy", queries // 2
     draw(vectors, rows, dimensions, seed=0)
     draw(directory / "queries.npy", queries, dimensions, seed=1)
     mapped, asked = np.load(vectors, mmap_mode="r"), np.load(directory / "queries.npy")
     truth, _ = exact_index.top_k(mapped, asked, 10)
-    half = queries // 2
     figures: dict[str, dict[str, Any]] = {}
     for name in names:
-        figures[name] = _apart(_build, name, vectors, directory / name)
-        figures[name]["memory_bytes"] = _apart(_memory, name, vectors, directory / name)
+        figures[name] = measuring.apart(_build, name, vectors, directory / name)
+        figures[name]["memory_bytes"] = measuring.apart(_memory, name, vectors, directory / name)
+    uses, points, runs = {}, {}, {}
+
+    def rate(name: str, point: Any, together: int) -> float:
+        # Exact search takes the time of hundreds of approximate ones: fewer queries say as much.
+        return _rate(uses[name](point), asked[half:][: 32 if name == "exact" else None], together)
+
     with _one_core():
-        uses, points = {}, {}
         for name in names:
             method = make(name, rows, dimensions)
             method.ready()
             uses[name] = method.open(mapped, directory / name)
-            points[name] = choose(method, uses[name], asked[:half], truth[:half])
-        # Exact search takes the time of hundreds of approximate ones: fewer queries say as much.
-        judges = {name: (asked[half:][: 32 if name == "exact" else None]) for name in names}
-        rates: dict[str, list[list[float]]] = {name: [[] for _ in points[name]] for name in names}
-        together: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(rounds):
-            for name in names:
-                for point, found in zip(points[name], rates[name], strict=True):
-                    found.append(_rate(uses[name](point), judges[name], 1))
-                together[name].append(_rate(uses[name](points[name][-1]), judges[name], 64))
-    for name in names:
-        judged = asked[half:], truth[half:]
-        recalls = [_recall(uses[name](point), *judged, 3) for point in points[name]]
-        qps = at_recall(list(zip(recalls, map(statistics.median, rates[name]), strict=True)), RECALL)
-        enough = next((i for i, found in enumerate(recalls) if found >= RECALL), len(recalls) - 1)
+            points[name] = choose(method.ladders, uses[name], asked[:half], truth[:half])
+            runs |= {(name, i): functools.partial(rate, name, point, 1) for i, point in enumerate(points[name])}
+            runs[name, "together"] = functools.partial(rate, name, points[name][-1], 64)
+        rates = {run: statistics.median(some) for run, some in measuring.in_turns(rounds, runs).items()}
+    for name, use in uses.items():
+        recalls = [_recall(use(point), asked[half:], truth[half:], 3) for point in points[name]]
+        enough = first_with(recalls, RECALL)
+        enough = len(recalls) - 1 if enough is None else enough
         figures[name] |= {
             "recall_at_3": recalls[enough],
-            "recall_at_10": _recall(uses[name](points[name][enough]), *judged, 10),
-            "qps": qps,
-            "batched_qps": statistics.median(together[name]),
+            "recall_at_10": _recall(use(points[name][enough]), asked[half:], truth[half:], 10),
+            "qps": at_recall(recalls, [rates[name, i] for i in range(len(recalls))], RECALL),
+            "batched_qps": rates[name, "together"],
             "point": str(points[name][enough]),
         }
     return figures
 
 
-def planned(names: list[str], rows: int, dimensions: int) -> dict[str, dict[str, int]]:
+def planned(names: Iterable[str], rows: int, dimensions: int) -> dict[str, dict[str, int]]:
     """What `scann_plan.plan` says of the ScaNN indexes among the methods."""
-    from searchr1_jax.retrieval import scann_plan
-
     plans = {}
-    for name in names:
-        if name.startswith("scann"):
-            settings = _settings(rows, dimensions, soar=name == "scann")
-            plan = scann_plan.plan(rows, dimensions, settings=settings, shard_rows=rows)
-            plans[name] = {
-                "memory_bytes": plan.serving_bytes, "disk_bytes": plan.disk_bytes, "building_bytes": plan.building_bytes
-            }  # fmt: skip
+    for name in (name for name in names if name.startswith("scann")):
+        settings = _settings(rows, dimensions, soar=name == "scann")
+        p = scann_plan.plan(rows, dimensions, settings=settings, shard_rows=rows)
+        plans[name] = dict(memory_bytes=p.serving_bytes, disk_bytes=p.disk_bytes, building_bytes=p.building_bytes)
     return plans
 
 
@@ -324,49 +272,29 @@ def summary(figures: dict[str, dict[str, Any]], rows: int, dimensions: int) -> d
     out |= {name: first[name] for name in ("recall_at_3", "recall_at_10", "build_s", "memory_bytes", "disk_bytes")}
     if {"scann", "hnsw"} <= figures.keys():
         out["scann_over_hnsw"] = figures["scann"]["qps"] / figures["hnsw"]["qps"]
-    return out | {"methods": figures, "planned": planned(list(figures), rows, dimensions)}
-
-
-def _print(record: dict[str, Any]) -> None:
-    table = rich_table.Table(title=f"{record['rows']:,} synthetic vectors of {record['dimensions']}, one core")
-    for column in ("method", "queries/s", "of 64 together", "recall@3", "recall@10", "build s", "memory MB", "disk MB"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for name, figure in record["methods"].items():
-        table.add_row(
-            name,
-            f"{figure['qps']:,.0f}",
-            f"{figure['batched_qps']:,.0f}",
-            f"{figure['recall_at_3']:.3f}",
-            f"{figure['recall_at_10']:.3f}",
-            f"{figure['build_s']:.1f}",
-            f"{figure['memory_bytes'] / 1e6:,.0f}",
-            f"{figure['disk_bytes'] / 1e6:,.0f}",
-        )
-    console = rich_console.Console(highlight=False)
-    console.print(table)
-    console.print(f"queries/s at recall@3 = {RECALL}; recalls of the quickest point measured that reaches it")
+    return out | {"methods": figures, "planned": planned(figures, rows, dimensions)}
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--dimensions", type=int, default=768)
-    parser.add_argument("--methods", default="", help=f"some of {','.join(METHODS)}; all that are installed by default")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    installed = [name for name in METHODS if name not in ("hnsw", "ivf_pq") or importlib.util.find_spec("faiss")]
-    names = arguments.methods.split(",") if arguments.methods else installed
+    given = measuring.flags(__doc__, rows=100_000, dimensions=768, methods="")
+    installed = [name for name in METHODS if name not in ("hnsw", "ivf_pq") or faiss]
+    names = given.methods.split(",") if given.methods else installed
     if unknown := set(names) - set(METHODS):
         raise ValueError(f"no method {', '.join(sorted(unknown))}; choose from {', '.join(METHODS)}")
-    os.environ["JAX_PLATFORMS"] = "cpu"  # one core is what all of them get
+    os.environ["JAX_PLATFORMS"] = "cpu"  # of the processes to come: one core is what all of them get
+    jax.config.update("jax_platforms", "cpu")
+    size = given.rows, given.dimensions
     with tempfile.TemporaryDirectory(prefix="bench-retrieval-") as directory:
-        size = arguments.rows, arguments.dimensions
         figures = measure(names, *size, queries=QUERIES, rounds=ROUNDS, directory=pathlib.Path(directory))
-    record = summary(figures, *size)
-    if arguments.json:
-        print(json.dumps(record))
-    else:
-        _print(record)
+    if given.json:
+        print(json.dumps(summary(figures, *size)))
+        return
+    print(f"{given.rows:,} synthetic vectors of {given.dimensions}, one core; queries/s at recall@3 = {RECALL},")
+    print("recalls of the quickest point measured that reaches it")
+    keys = {"qps": "queries/s", "batched_qps": "of 64 together", "recall_at_3": "recall@3", "recall_at_10": "recall@10"}
+    keys |= {"build_s": "build s", "memory_bytes": "memory bytes", "disk_bytes": "disk bytes"}
+    rows = [(name, *(figure[key] for key in keys)) for name, figure in figures.items()]
+    measuring.table(("method", *keys.values()), rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ sampled freely and mean nothing, so that all schedules do the same work: as many
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 
 import jax
@@ -63,11 +62,7 @@ class Workload:
         """The token that ends a turn; token `turn` is the one that opens it."""
         return len(self.turns) + turn
 
-    def closed_by(self, token: int) -> int:
-        """The turn that a token ends."""
-        return token - len(self.turns)
-
-    @functools.cached_property
+    @property
     def sampled_tokens(self) -> int:
         """What the policy writes in all."""
         return sum(turn.tokens for turn in self.turns)
@@ -76,19 +71,10 @@ class Workload:
         begins = [prompt[-1] for prompt in self.prompts] + [len(self.turns)]
         return self.turns[begins[trajectory] : begins[trajectory + 1]]
 
-    def describe(self) -> str:
-        """What it is made of and how much that is, for people."""
-        given = sum(map(len, self.prompts)) + sum(len(turn.passages) for turn in self.turns)
-        sizes = f"{self.sampled_tokens} tokens to write in {len(self.turns)} turns, {given} of prompts and passages"
-        return f"{self.settings}\n{sizes}"
-
     def tasks(self) -> list[episodes.Task]:
         """One for each trajectory, as if each were a question of its own."""
-        examples = [types.QAExample(id=f"{i}", question="", golden_answers=()) for i in range(len(self.prompts))]
-        return [
-            episodes.Task(example=example, prompt=prompt, samples=1)
-            for example, prompt in zip(examples, self.prompts, strict=True)
-        ]
+        example = lambda number: types.QAExample(id=f"{number}", question="", golden_answers=())
+        return [episodes.Task(example=example(i), prompt=p, samples=1) for i, p in enumerate(self.prompts)]
 
     def limits(self) -> episodes.Limits:
         """Of its episodes; none of them is met."""
@@ -98,11 +84,7 @@ class Workload:
 
 
 def make(settings: Settings, vocab_size: int) -> Workload:
-    """Draws a workload; the same for the same settings.
-
-    Raises:
-      ValueError: where the vocabulary is too small for the tokens of all turns.
-    """
+    """Draws a workload; raises ValueError where the vocabulary is too small for the tokens of all turns."""
     rng = np.random.default_rng(settings.seed)
     between = lambda limits: int(rng.integers(limits[0], limits[1], endpoint=True))
     searches = [between(settings.searches) for _ in range(settings.trajectories)]
@@ -161,7 +143,7 @@ class Environment(environment.Environment):
         self._workload = workload
 
     def act(self, turn_text: str, turns_left: int) -> environment.Outcome:
-        turn = self._workload.closed_by(Words().encode(turn_text)[-1])
+        turn = Words().encode(turn_text)[-1] - self._workload.closing(0)
         if not self._workload.turns[turn].passages:
             return environment.Outcome(event="answer", stop="answered")
         return environment.Outcome(event="search", content=str(turn))
@@ -176,7 +158,6 @@ class Engine(engine_lib.Engine):
 
     def __init__(self, *args, workload: Workload, max_turn_tokens: int, **kwargs):
         self._workload, self._max_turn_tokens = workload, max_turn_tokens
-        self._add = jax.jit(lambda tokens, more: tokens + more)
         super().__init__(*args, max_turn_tokens=max_turn_tokens, **kwargs)
 
     def reset(self) -> None:
@@ -186,10 +167,6 @@ class Engine(engine_lib.Engine):
         self._left = np.zeros(self.shapes.slots, np.int32)  # tokens to its closing
         self.waited_s = 0.0  # for the device
         self.wasted = 0  # tokens decoded after the closing of a turn
-
-    @property
-    def compiled(self) -> int:
-        return super().compiled + parallel.compiled(self._add)
 
     def settle(self) -> None:
         """Waits for everything that was dispatched."""
@@ -204,7 +181,7 @@ class Engine(engine_lib.Engine):
                 self._turn[slots], self._left[slots] = row.pending, tokens
                 ahead[slots] = self._max_turn_tokens - (self.budget or tokens)
         with jax.set_mesh(self.mesh):
-            turn_tokens = self._add(self._state.turn_tokens, parallel.to_mesh(ahead, "batch"))
+            turn_tokens = self._state.turn_tokens + parallel.to_mesh(ahead, "batch")
             self._state = self._state._replace(turn_tokens=turn_tokens)
 
     def read(self, written: programs.Written) -> programs.Written:

@@ -2,55 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from searchr1_jax.core import files
 from searchr1_jax.core import parallel
 from searchr1_jax.run import metrics
 
 
-def learning_curve(workdir: pathlib.Path) -> None:
-    """Writes learning_curve.png: exact match, searches, response length and KL by step; the first process does."""
-    if not parallel.is_first():
-        return
+@contextlib.contextmanager
+def _picture(path: pathlib.Path, rows: int, columns: int, *, dpi: int, **options) -> Iterator[Any]:
+    """Yields axes[rows, columns] over steps, the first one a share; written as a PNG when the block ends."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = metrics.read(workdir)
-    evaluations = sorted({key for row in rows for key in row if key.startswith("eval/") and key.endswith("/em")})
-    panels = {
-        "exact match": {"training, sampled": "reward"} | {f"held out, {key.split('/')[1]}": key for key in evaluations},
-        "searches a question": {"training": "searches"}
-        | {f"held out, {key.split('/')[1]}": key.replace("/em", "/searches") for key in evaluations},
-        "response tokens": {"training": "response_tokens"},
-        "KL to the reference (nats a token)": {"training": "kl_to_reference"},
-    }
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 5.5), sharex=True, layout="constrained")
-    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-        for label, key in lines.items():
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            marker = "o" if key.startswith("eval/") else None
-            if points:
-                axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.4)
-        axis.set_title(title, fontsize=10)
+    figure, axes = pyplot.subplots(rows, columns, sharex=True, squeeze=False, layout="constrained", **options)
+    yield axes
+    for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylim(0, 1)
-    axes[0, 0].legend(fontsize=8, frameon=False)
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("step")
-    with files.whole(workdir / "learning_curve.png") as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    axes[0, 0].set_ylim(0, 1)
+    with files.whole(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format="png")
     pyplot.close(figure)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Band:
+def learning_curve(workdir: pathlib.Path) -> None:
+    """Writes learning_curve.png: exact match, searches, response length and KL by step; the first process does."""
+    if not parallel.is_first():
+        return
+    rows = metrics.read(workdir)
+    keys = sorted({key for row in rows for key in row if key.startswith("eval/") and key.endswith("/em")})
+    held_out = {f"held out, {key.split('/')[1]}": key for key in keys}
+    panels = {
+        "exact match": {"training, sampled": "reward"} | held_out,
+        "searches a question": {"training": "searches"}
+        | {label: key.replace("/em", "/searches") for label, key in held_out.items()},
+        "response tokens": {"training": "response_tokens"},
+        "KL to the reference (nats a token)": {"training": "kl_to_reference"},
+    }
+    with _picture(workdir / "learning_curve.png", 2, 2, dpi=120, figsize=(9, 5.5)) as axes:
+        for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+            for label, key in lines.items():
+                points = [(row["step"], row[key]) for row in rows if key in row]
+                marker = "o" if key.startswith("eval/") else None
+                if points:
+                    axis.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.4)
+            axis.set_title(title, fontsize=10)
+        axes[0, 0].legend(fontsize=8, frameon=False)
+
+
+class Band(NamedTuple):
     """A figure over the seeds of a method, at the steps that all of them have."""
 
     steps: list[int]
@@ -64,9 +72,7 @@ def band(runs: Sequence[Sequence[dict[str, Any]]], key: str) -> Band:
     by_step = [{row["step"]: row[key] for row in rows if key in row} for rows in runs]
     steps = sorted(set.intersection(*map(set, by_step)))
     values = [[run[step] for run in by_step] for step in steps]
-    return Band(
-        steps=steps, mean=[sum(v) / len(v) for v in values], low=[min(v) for v in values], high=[max(v) for v in values]
-    )
+    return Band(steps, [sum(v) / len(v) for v in values], list(map(min, values)), list(map(max, values)))
 
 
 def study_curves(path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[dict[str, Any]]]]]) -> None:
@@ -75,30 +81,16 @@ def study_curves(path: pathlib.Path, panels: Mapping[str, Mapping[str, Sequence[
     Args:
       panels: by title, what is compared in it: by method, its runs as `band` takes them. The first is drawn in black.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figures = {"exact match": "eval/sampled/em", "searches a question": "eval/sampled/searches"}
-    size = (3.6 * len(panels), 6)
-    figure, axes = pyplot.subplots(
-        len(figures), len(panels), figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained"
-    )
-    for column, (title, methods) in enumerate(panels.items()):
-        for axis, (what, key) in zip(axes[:, column], figures.items(), strict=True):
-            for i, (method, runs) in enumerate(methods.items()):
-                found, colour = band(runs, key), "black" if i == 0 else f"C{i - 1}"
-                axis.plot(found.steps, found.mean, label=method, color=colour, linewidth=1.4)
-                axis.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.15, linewidth=0)
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-            if column == 0:
-                axis.set_ylabel(what)
-        axes[0, column].set_title(title, fontsize=10)
-        axes[0, column].legend(fontsize=8, frameon=False, loc="lower right")
-        axes[-1, column].set_xlabel("step")
-    axes[0, 0].set_ylim(0, 1)
-    with files.whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    pyplot.close(figure)
+    size = {"figsize": (3.6 * len(panels), 6), "dpi": 110}
+    with _picture(path, len(figures), len(panels), sharey="row", **size) as axes:
+        for axis, what in zip(axes[:, 0], figures, strict=True):
+            axis.set_ylabel(what)
+        for column, (title, methods) in zip(axes.T, panels.items(), strict=True):
+            for axis, key in zip(column, figures.values(), strict=True):
+                for i, (method, runs) in enumerate(methods.items()):
+                    found, colour = band(runs, key), "black" if i == 0 else f"C{i - 1}"
+                    axis.plot(found.steps, found.mean, label=method, color=colour, linewidth=1.4)
+                    axis.fill_between(found.steps, found.low, found.high, color=colour, alpha=0.15, linewidth=0)
+            column[0].set_title(title, fontsize=10)
+            column[0].legend(fontsize=8, frameon=False, loc="lower right")

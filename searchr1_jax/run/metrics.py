@@ -12,7 +12,7 @@ import pathlib
 import resource
 import sys
 import time
-from typing import Any, Iterator, Mapping
+from typing import Any, Iterable, Iterator, Mapping
 
 import psutil
 from rich import console as rich_console
@@ -63,38 +63,37 @@ class Progress:
         self._bar.stop()
 
 
-def peak_memory_gb() -> float:
-    """Largest resident set of this process so far, in 10⁹ bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+_booked_until = 0.0
 
 
 @contextlib.contextmanager
 def booked(workdir: pathlib.Path, command: str) -> Iterator[None]:
-    """Appends a command's seconds and the process's peak memory to <workdir>/verbs.jsonl.
+    """Appends a command's seconds and the process's peak memory, in 10⁹ bytes, to <workdir>/verbs.jsonl.
 
     The seconds count from when the process began, imports included, or from when the command before it ended. Also an
     interrupted command is booked, since that time was spent on the run; an error leaves nothing behind.
     """
+    global _booked_until
+    interrupted = None
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
-        _book(workdir, command)
-        raise
-    _book(workdir, command)
+    except (KeyboardInterrupt, SystemExit) as error:
+        interrupted = error
+    if parallel.is_first():
+        began, _booked_until = max(_booked_until, psutil.Process().create_time()), time.time()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        row = {"verb": command, "seconds": round(_booked_until - began, 2), "peak_memory_gb": round(peak, 3)}
+        with open(workdir / "verbs.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+    if interrupted:
+        raise interrupted
 
 
-_booked_until = 0.0
-
-
-def _book(workdir: pathlib.Path, command: str) -> None:
-    global _booked_until
-    if not parallel.is_first():
-        return
-    began, _booked_until = max(_booked_until, psutil.Process().create_time()), time.time()
-    row = {"verb": command, "seconds": round(_booked_until - began, 2), "peak_memory_gb": round(peak_memory_gb(), 3)}
-    with open(workdir / "verbs.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+def cost(workdirs: Iterable[pathlib.Path]) -> tuple[float, float]:
+    """Seconds of all commands that are booked there, and the largest peak memory of one."""
+    lines = [line for workdir in workdirs for line in (workdir / "verbs.jsonl").read_text().splitlines()]
+    rows = list(map(json.loads, lines))
+    return sum(row["seconds"] for row in rows), max(row["peak_memory_gb"] for row in rows)
 
 
 class Writer:
@@ -103,30 +102,25 @@ class Writer:
     def __init__(self, workdir: pathlib.Path, *, step: int, again: bool = False):
         """Continues after `step` steps; what was written for later ones is dropped, `again`: for that step too."""
         self._workdir, self._path, self._tensorboard = workdir, workdir / "metrics.jsonl", None
-        self._open(step - again, keep=step > 0)
+        self.rewind(step - again, keep=step > 0)
 
-    def rewind(self, step: int) -> None:
-        """Drops what was written for later steps."""
-        self.close()
-        self._open(step, keep=True)
-
-    def _open(self, last: int, *, keep: bool) -> None:
-        """Goes on after step `last`, whose rows and those before are kept, or none."""
+    def rewind(self, step: int, *, keep: bool = True) -> None:
+        """Drops what was written for later steps, or everything."""
         from tensorboardX import SummaryWriter
 
         if not parallel.is_first():
             return
-        kept = [row for row in read(self._workdir) if row["step"] <= last] if keep else []
+        self.close()
+        kept = [row for row in read(self._workdir) if row["step"] <= step] if keep else []
         files.write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=last + 1)
+        self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Adds the values of a step; scalars only."""
         if self._tensorboard is None:
             return
-        row = {"step": step} | {name: value for name, value in values.items()}
         with open(self._path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -143,11 +137,8 @@ class Writer:
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
-    path = workdir / "metrics.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        for line in (workdir / "metrics.jsonl").read_text().splitlines():
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return rows

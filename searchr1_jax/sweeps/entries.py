@@ -19,6 +19,7 @@ import runpy
 import types
 from typing import Any
 
+from searchr1_jax.core import files
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.run import checks
 from searchr1_jax.run import run_directory
@@ -63,10 +64,8 @@ class Step:
 
     def stamp(self, entry: Entry, directory: pathlib.Path) -> None:
         """Leaves in the directory that the step succeeded, and what it was asked."""
-        (directory / DONE).mkdir(exist_ok=True)
-        partial = directory / DONE / f".{self.label}"
-        partial.write_text(json.dumps([self.command, self.flags, entry.settings.as_json()], indent=1) + "\n")
-        partial.replace(directory / DONE / self.label)
+        asked = [self.command, self.flags, entry.settings.as_json()]
+        files.write(directory / DONE / self.label, json.dumps(asked, indent=1) + "\n")
 
     def changes(self, entry: Entry, directory: pathlib.Path) -> list[str] | None:
         """How what is asked differs from what was done in a directory, in words; None where it was not done."""
@@ -87,11 +86,7 @@ MAKE_BASE = (Step(label="prepare", command="prepare"), Step(label="sft", command
 
 
 def load(path: pathlib.Path, *names: str) -> Any:
-    """What a config file defines, these names at least.
-
-    Raises:
-      ValueError: where it does not, or there is no such file.
-    """
+    """What a config file defines; raises ValueError where one of these names is missing, or there is no such file."""
     if not path.is_file():
         raise ValueError(f"--config={path} does not exist; name a file as configs/study.py, without an argument")
     module = types.SimpleNamespace(**runpy.run_path(str(path)))
@@ -167,11 +162,7 @@ def check(run: Entry, directory: pathlib.Path) -> None:
 
 
 def choose(runs: Sequence[Entry], patterns: Sequence[str]) -> list[Entry]:
-    """The runs whose name one of the patterns matches, or all where there is no pattern.
-
-    Raises:
-      ValueError: for a pattern that matches none.
-    """
+    """The runs whose name a pattern matches, or all without patterns; raises ValueError for one that matches none."""
     names = [run.name for run in runs]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):

@@ -79,13 +79,13 @@ def read(workdir: pathlib.Path, methods: Iterable[str]) -> tuple[dict[str, list[
             f"no finished run in {workdir}; run python -m searchr1_jax.sweep with this --config and"
             f" --workdir={workdir} first"
         )
-    for method, (first, *others) in runs.items():
-        for run in others:
-            if changed := run_directory.changes(first.settings.replace({"seed": run.seed}), run.settings):
-                raise ValueError(
-                    f"seeds {first.seed} and {run.seed} of {method} differ in {'; '.join(map(str, changed))}; move one"
-                    " elsewhere and run the sweep again"
-                )
+    for method, run in ((method, run) for method, some in runs.items() for run in some[1:]):
+        first = runs[method][0]
+        if changed := run_directory.changes(first.settings.replace({"seed": run.seed}), run.settings):
+            raise ValueError(
+                f"seeds {first.seed} and {run.seed} of {method} differ in {'; '.join(map(str, changed))}; move one"
+                " elsewhere and run the sweep again"
+            )
     counts = {e["n"] for some in runs.values() for run in some for e in run.evaluations.values()}
     if len(counts) > 1:
         raise ValueError(f"evaluations are of {sorted(counts)} questions; evaluate all on the same ones")
@@ -94,20 +94,21 @@ def read(workdir: pathlib.Path, methods: Iterable[str]) -> tuple[dict[str, list[
 
 def read_run(directory: pathlib.Path) -> Run | None:
     """A run's logs, or None where it is not finished."""
-    files = [directory / "eval" / f"{name}.json" for name in EVALUATIONS]
-    if not all(path.is_file() for path in (directory / run_directory.CONFIG, *files)):
+    needed = run_directory.CONFIG, *(f"eval/{name}.json" for name in EVALUATIONS)
+    if not all((directory / name).is_file() for name in needed):
         return None
     settings, rows = run_directory.settings_of(directory), metrics.read(directory)
     if not rows or rows[-1]["step"] < settings.learner.steps:
         return None
-    validation = next(iter(sorted((directory / "eval").glob("validation-sampled-*.json"))), None)
-    if validation is None:
+    validations = sorted((directory / "eval").glob("validation-sampled-*.json"))
+    if not validations:
         raise ValueError(
             f"{directory / 'eval'} holds no validation-sampled-*.json; train with evaluation.decoding and .every set"
         )
-    return Run(
-        settings=settings,
-        rows=rows,
-        evaluations={path.stem: json.loads(path.read_text()) for path in files},
-        validation_questions=json.loads(validation.read_text())["n"],
-    )
+    questions = json.loads(validations[0].read_text())["n"]
+    return Run(settings=settings, rows=rows, evaluations=evaluations(directory), validation_questions=questions)
+
+
+def evaluations(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """What a finished run's evaluations on test questions found, by name."""
+    return {name: json.loads((directory / "eval" / f"{name}.json").read_text()) for name in EVALUATIONS}

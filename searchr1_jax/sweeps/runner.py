@@ -12,7 +12,6 @@ from concurrent import futures
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import pathlib
 import shutil
@@ -26,8 +25,10 @@ from typing import BinaryIO
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from searchr1_jax.core import files
 from searchr1_jax.run import command
 from searchr1_jax.sweeps import entries
+from searchr1_jax.sweeps import finished_runs
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOT_COPIED = ("sft", "verbs.jsonl")  # of a base
@@ -51,10 +52,8 @@ class Runner:
 
     def __init__(self, workdir: pathlib.Path):
         console = rich_console.Console(highlight=False, soft_wrap=True)
-        columns = (
-            rich_progress.TextColumn("{task.description}  {task.fields[note]}", markup=False),
-            rich_progress.TimeElapsedColumn(),
-        )
+        text = rich_progress.TextColumn("{task.description}  {task.fields[note]}", markup=False)
+        columns = text, rich_progress.TimeElapsedColumn()
         self._display = rich_progress.Progress(*columns, console=console, disable=not console.is_terminal)
         self._workdir, self._context = workdir, contextlib.ExitStack()
         self._running: set[subprocess.Popen] = set()
@@ -86,12 +85,7 @@ class Runner:
                 process.send_signal(signal.SIGTERM)
 
     def run(self, entry: entries.Entry) -> None:
-        """Takes an entry through its steps, from the first that was not done before.
-
-        Raises:
-          Failed: where a command did not succeed.
-          Stopped: where the sweep was asked to stop.
-        """
+        """Takes an entry through its steps, from the first that was not done before; raises Failed or Stopped."""
         directory = self._workdir / entry.name
         if self.stopping:
             raise Stopped
@@ -111,14 +105,9 @@ class Runner:
             if self.stopping:
                 raise Stopped
             # In a session of its own, so that Ctrl-C reaches it once, through us. It inherits the log and its lock.
-            process = subprocess.Popen(
-                [sys.executable, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=os.environ | {"PYTHONPATH": search},
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            env = os.environ | {"PYTHONPATH": search}
+            process = subprocess.Popen([sys.executable, *arguments], start_new_session=True, env=env, **streams)
             self._running.add(process)
         try:
             while process.returncode is None:
@@ -196,19 +185,14 @@ def _tail(path: pathlib.Path, lines: int) -> str:
 
 def copy_base(base: pathlib.Path, directory: pathlib.Path) -> None:
     """A directory of a run that holds the world and the base, and says which; whole or not at all."""
-    if directory.exists():
-        return
-    partial = directory.with_name(f"_partial-{directory.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(base, partial, ignore=lambda at, _: _NOT_COPIED if pathlib.Path(at) == base else ())
-    partial.rename(directory)
+    if not directory.exists():
+        with files.whole(directory) as partial:
+            shutil.copytree(base, partial, ignore=lambda at, _: _NOT_COPIED if pathlib.Path(at) == base else ())
 
 
 def _figures(directory: pathlib.Path) -> str:
     """What the evaluations of a finished run say."""
-    parts, final = [], {}
-    for decoding in ("greedy", "sampled"):
-        files = (directory / "eval" / f"{name}-{decoding}.json" for name in ("base", "final"))
-        base, final = (json.loads(file.read_text()) for file in files)
-        parts.append(f"{decoding} {base['em']:.3f} → {final['em']:.3f}")
-    return f"exact match {', '.join(parts)}; {final['searches']:.2f} searches a question"
+    found = finished_runs.evaluations(directory)
+    em = lambda decoding: " → ".join(f"{found[f'{name}-{decoding}']['em']:.3f}" for name in ("base", "final"))
+    searches = f"{found['final-sampled']['searches']:.2f} searches a question"
+    return f"exact match greedy {em('greedy')}, sampled {em('sampled')}; {searches}"

@@ -140,7 +140,7 @@ def test_what_a_killed_sweep_left_running_is_waited_for(place, do, monkeypatch):
 
 def test_a_copy_cut_short_is_made_again(place, do):
     place.write('add("a")')
-    (place.workdir / "_partial-a" / "base").mkdir(parents=True)
+    (place.workdir / ".a.partial" / "base").mkdir(parents=True)
     assert do() == {}
     assert (place.workdir / "a" / "base" / "model").read_text() == "weights\n"
-    assert not (place.workdir / "_partial-a").exists()
+    assert not (place.workdir / ".a.partial").exists()
