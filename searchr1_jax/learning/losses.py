@@ -147,7 +147,7 @@ def clipped_value(value, old_value, target, *, clip):
 
 
 def kl_k1(logp, reference_logp):
-    """log π − log π_ref: unbiased, may be negative; its gradient is 0 on average (Schulman, 2020, "Approximating KL")."""
+    """log π − log π_ref: unbiased, may be negative; its gradient is 0 on average (Schulman, 2020)."""
     return logp - reference_logp
 
 
