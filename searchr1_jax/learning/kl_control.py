@@ -13,8 +13,6 @@ def next_coefficient(algorithm: settings.Algorithm, coefficient: float, kl: floa
     e = clip(KL / target − 1, −0.2, 0.2)        β ← β (1 + e n / horizon)
 
     Args:
-      algorithm: the target is its kl_target, 0 for none; the horizon its kl_horizon, more than n / 5.
-      coefficient: β of the step.
       kl: mean KL to the reference that the step measured, nats. NaN gives NaN.
       trajectories: n, how many the step learned from.
     """

@@ -37,11 +37,9 @@ def ppo_clip(written: Written, algorithm: settings.Algorithm):
 
     ρ = π(t) / π_old(t)        loss = −min(ρ A, clamp(ρ, 1 − ε_low, 1 + ε_high) A)
 
-    and, with a dual clip c, at most −c A where A < 0 (Ye et al., 2020): a bad token that got much likelier counts
-    no more than that. ε_high > ε_low is DAPO's "clip-higher" (Yu et al., 2025).
+    and, with a dual clip c > 1 (0: none), at most −c A where A < 0 (Ye et al., 2020): a bad token that got much
+    likelier counts no more than that. ε_high > ε_low is DAPO's "clip-higher" (Yu et al., 2025).
 
-    Args:
-      algorithm: ε_low is its clip_low, ε_high its clip_high, c its dual_clip: more than 1, or 0 for none.
     Returns: the loss and bool "clipped", each [B, T]. Where it is clipped the gradient is exactly 0, also where ρ
       overflows.
     """
@@ -54,11 +52,8 @@ def gspo_clip(written: Written, algorithm: settings.Algorithm):
     sᵢ = exp(mean over trajectory i's masked tokens of log π/π_old)        ρ(t) = sg[sᵢ] · π(t) / sg[π(t)]
 
     With one advantage a trajectory, the mean of this loss over its masked tokens has the value and the gradient of
-    −min(sᵢ A, clamp(sᵢ) A). The ratio's bounds are those of a geometric mean, thus far closer to 1 than PPO's.
-
-    Args:
-      algorithm: as for `ppo_clip`, without a dual clip.
-    Returns: the loss and bool "clipped", as `ppo_clip`.
+    −min(sᵢ A, clamp(sᵢ) A). The ratio's bounds are those of a geometric mean, thus far closer to 1 than PPO's. There is
+    no dual clip; the result is as `ppo_clip`'s.
     """
     logp, mask = written.logp, written.mask
     of_trajectory = jax.lax.stop_gradient(segment_mean(logp - written.old_logp, mask, written.segment))
@@ -69,12 +64,11 @@ def gspo_clip(written: Written, algorithm: settings.Algorithm):
 def _clip(log_ratio, advantage, algorithm: settings.Algorithm, *, dual_clip: float):
     """The clipped surrogate of any ratio."""
     ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
-    bounded = jnp.clip(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantage
-    clipped = bounded < ratio * advantage
-    constant = bounded
+    constant = jnp.clip(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantage
+    clipped = constant < ratio * advantage
     if dual_clip:
         beyond = (advantage < 0) & (ratio > dual_clip)
-        clipped, constant = clipped | beyond, jnp.where(beyond, dual_clip * advantage, bounded)
+        clipped, constant = clipped | beyond, jnp.where(beyond, dual_clip * advantage, constant)
     moving = jnp.exp(jnp.where(clipped, 0.0, log_ratio)) * advantage
     return -jnp.where(clipped, jax.lax.stop_gradient(constant), moving), clipped
 
@@ -111,7 +105,6 @@ def segment_mean(x_BT, mask_BT, segment_BT):
     are split over devices, so nothing is exchanged, and a step is one pass over [B, T].
 
     Args:
-      x_BT: float32[B, T].
       mask_BT: bool[B, T]; what it leaves out cannot matter, not even as NaN.
       segment_BT: int32[B, T], each trajectory's tokens side by side; 0 is empty space.
     Returns: float32[B, T], the same at each token of a trajectory; 0 in empty space and where nothing is masked.
@@ -154,18 +147,12 @@ def clipped_value(value, old_value, target, *, clip):
 
 
 def kl_k1(logp, reference_logp):
-    """log π − log π_ref: unbiased, may be negative (Schulman, 2020, "Approximating KL divergence").
-
-    For the reward. As a loss it does nothing: the expectation of its gradient is 0.
-    """
+    """log π − log π_ref: unbiased, may be negative; its gradient is 0 on average (Schulman, 2020)."""
     return logp - reference_logp
 
 
 def kl_k2(logp, reference_logp):
-    """½ (log π − log π_ref)²: biased a little, never negative (Schulman, 2020).
-
-    As a loss, the expectation of its gradient is the KL's own.
-    """
+    """½ (log π − log π_ref)²: biased a little, never negative; its gradient is on average the KL's (Schulman, 2020)."""
     return 0.5 * jnp.square(logp - reference_logp)
 
 

@@ -32,9 +32,8 @@ def make(
     """The mini-batches of sorted trajectories, in which the samples of a question are neighbours."""
     c, algorithm = settings.learner, settings.algorithm
     estimator = advantages.find(algorithm.advantage)
-    reward_QGK, rewarded_QGK = _in_groups(
-        trajectories, rewards, settings.rollout.samples, turns=bool(estimator.of_turns)
-    )
+    by_turn = estimator.of_turns is not None
+    reward_QGK, rewarded_QGK = _in_groups(trajectories, rewards, settings.rollout.samples, turns=by_turn)
     varied_Q = advantages.has_variance(reward_QGK, rewarded_QGK)
     parts, most = _cut(varied_Q, settings)
     longest = max((len(trajectories[i].tokens) for part in parts for i in part), default=0)

@@ -36,9 +36,7 @@ class AdamW:
         cooled = 1.0 - (1.0 - c.final_lr_fraction) * step / max(1, self.total_steps - 1)
         return c.learning_rate * warm * cooled
 
-    def apply(
-        self, gradient: Any, state: Any, params: Any, step: jax.Array, scale: float | jax.Array = 1.0
-    ) -> tuple[Any, Any]:
+    def apply(self, gradient: Any, state: Any, params: Any, step: jax.Array, scale: Any = 1.0) -> tuple[Any, Any]:
         """The next parameters and optimizer state; `scale` is of the learning rate."""
         direction, state = self.transformation().update(gradient, state, params)
         rate = scale * self.learning_rate_at(step)
@@ -59,7 +57,6 @@ def accumulate(loss: Callable[..., tuple[jax.Array, Any]], params: Any, batch: t
     Args:
       loss: (params, micro-batch, *micro-batches of others) -> (scalar, dict of scalars to be summed).
       others: pytrees of [M, B, T] arrays.
-    Returns: gradient, like `params`, and the dict.
     """
     arrays = dataclasses.replace(batch, micro_batches=batch.tokens), others
 
@@ -70,8 +67,5 @@ def accumulate(loss: Callable[..., tuple[jax.Array, Any]], params: Any, batch: t
 
     shapes = jax.eval_shape(lambda: one(0)[1])
     start = jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def add(i, total):
-        return jax.tree.map(jnp.add, total, one(i))
-
+    add = lambda i, total: jax.tree.map(jnp.add, total, one(i))
     return jax.lax.fori_loop(0, batch.micro_batches, add, start)

@@ -12,7 +12,7 @@ Losses are sums weighted by `batch.weight`, so nothing depends on how a mini-bat
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +56,8 @@ class Targets(NamedTuple):
 class Learner:
     """The three programs for one model and one algorithm.
 
-    Attributes:
-      settings: of the run; sections algorithm, learner, model, policy and value are heeded, and rollout.temperature.
-      has_reference, has_value_model: which models there are beside the policy.
-      policy_optimizer, value_optimizer: their steps are rollouts.
-    Raises:
-      ValueError: where a name of the settings is unknown, or a micro-batch's rows do not divide over the mesh.
+    Of the settings, sections algorithm, learner, model, policy and value are heeded, and rollout.temperature.
+    ValueError where a name of theirs is unknown, or a micro-batch's rows do not divide over the mesh.
     """
 
     def __init__(self, model: model_config.ModelConfig, settings: settings_lib.Settings):
@@ -75,9 +71,8 @@ class Learner:
         self._advantage, self._policy_loss = advantages.find(a.advantage), losses.find_policy_loss(a.policy_loss)
         self._kl = losses.find_kl(a.kl_estimator)
         self.has_reference, self.has_value_model = a.kl_coefficient > 0, self._advantage.needs_value
-        self.policy_optimizer, self.value_optimizer = (
-            optimizer.AdamW(section, settings.learner.steps) for section in (settings.policy, settings.value)
-        )
+        self.policy_optimizer = optimizer.AdamW(settings.policy, settings.learner.steps)  # steps are rollouts
+        self.value_optimizer = optimizer.AdamW(settings.value, settings.learner.steps)
         self._compute = decoder.Compute.of(settings.model)
         self._policy_graph, _ = decoder.abstract(decoder.Policy, model)
         self._value_graph, _ = decoder.abstract(decoder.Value, model)
@@ -93,12 +88,12 @@ class Learner:
     def init(self, policy: decoder.Params, value: decoder.Params | None) -> TrainState:
         """A state around these weights, with fresh optimizers; `value` is None without a value model.
 
-        Raises:
-          ValueError: where an optimizer is to wait in a host memory that there is not.
+        ValueError where an optimizer is to wait in a host memory that there is not.
         """
         start = lambda adam, params: jax.jit(adam.transformation().init)(params)
         of_value = None if value is None else start(self.value_optimizer, value)
-        return self._optimizers_wait(TrainState(policy, start(self.policy_optimizer, policy), value, of_value))
+        state = TrainState(policy, start(self.policy_optimizer, policy), value, of_value)
+        return self._move_optimizers(state, parallel.in_host_memory)
 
     def keep(self, reference: decoder.Params) -> decoder.Params:
         """The reference where it waits for `score`."""
@@ -110,20 +105,13 @@ class Learner:
         return self._score(state.policy, reference, state.value, batch)
 
     def estimate(
-        self,
-        batches: Sequence[types.Batch],
-        scores: Sequence[Scores],
-        group_advantages: Sequence[Any] | None,
-        *,
-        kl_coefficient: float,
+        self, batches: list[types.Batch], scores: list[Scores], group_advantages: list | None, *, kl_coefficient: float
     ) -> tuple[list[Targets], dict[str, jax.Array]]:
         """Targets of all mini-batches of a rollout together, and statistics of the rollout.
 
-        Args:
-          group_advantages: float32[M, B, T] for each mini-batch, where they are estimated within groups.
-          kl_coefficient: β; traced.
+        `group_advantages` are float32[M, B, T] for each mini-batch, where they are estimated within groups.
         """
-        return self._estimate(list(batches), list(scores), group_advantages, np.float32(kl_coefficient))
+        return self._estimate(batches, scores, group_advantages, np.float32(kl_coefficient))
 
     def update(
         self,
@@ -136,23 +124,21 @@ class Learner:
         kl_coefficient: float,
         rate_scale: float = 1.0,
     ):
-        """The next state and statistics of the update; `state` is donated.
+        """The next state (`state` is donated) and statistics of the update; `step` counts rollouts from 0.
 
-        Args:
-          step: counts rollouts from 0.
-          kl_coefficient: β; traced, as is
-          rate_scale: of both learning rates.
+        β and `rate_scale`, of both learning rates, are traced.
         """
         scalars = np.int32(step), np.float32(kl_coefficient), np.float32(rate_scale)
-        if "optimizer" in self.settings.learner.offload:
-            state = _move_optimizers(state, parallel.in_device_memory)
+        state = self._move_optimizers(state, parallel.in_device_memory)
         state, statistics = self._update(state, batch, scores, targets, *scalars)
-        return self._optimizers_wait(state), statistics
+        return self._move_optimizers(state, parallel.in_host_memory), statistics
 
-    def _optimizers_wait(self, state: TrainState) -> TrainState:
-        if "optimizer" in self.settings.learner.offload:
-            return _move_optimizers(state, parallel.in_host_memory)
-        return state
+    def _move_optimizers(self, state: TrainState, move: Callable[[Any], Any]) -> TrainState:
+        """Where they wait in the hosts' memory between updates."""
+        if "optimizer" not in self.settings.learner.offload:
+            return state
+        moved = {"policy_optimizer": move(state.policy_optimizer), "value_optimizer": move(state.value_optimizer)}
+        return state._replace(**moved)
 
     # The programs.
 
@@ -275,15 +261,9 @@ class Learner:
 
             gradient, value_statistics = optimizer.accumulate(value_loss, state.value, batch, scores, targets)
             statistics |= value_statistics | {"value/gradient_norm": optax.tree.norm(gradient)}
-            value, value_optimizer = self.value_optimizer.apply(
-                gradient, state.value_optimizer, state.value, step, rate_scale
-            )
-            state = state._replace(value=value, value_optimizer=value_optimizer)
+            new = self.value_optimizer.apply(gradient, state.value_optimizer, state.value, step, rate_scale)
+            state = state._replace(value=new[0], value_optimizer=new[1])
         return state, statistics
-
-
-def _move_optimizers(state: TrainState, move: Callable[[Any], Any]) -> TrainState:
-    return state._replace(policy_optimizer=move(state.policy_optimizer), value_optimizer=move(state.value_optimizer))
 
 
 def _within(mask, tree):
