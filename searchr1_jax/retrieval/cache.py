@@ -53,13 +53,8 @@ class QueryCache:
         self._lock = threading.Lock()  # for the connection; nobody holds it while the retriever is asked
         if mode == "record":
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={'rwc' if mode == 'record' else 'ro'}",
-            uri=True,
-            timeout=_LOCKED_S,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        uri = f"{self.path.absolute().as_uri()}?mode={'rwc' if mode == 'record' else 'ro'}"
+        self._file = sqlite3.connect(uri, _LOCKED_S, isolation_level=None, check_same_thread=False, uri=True)
         try:
             about = self._about(identity)
         except sqlite3.DatabaseError as error:

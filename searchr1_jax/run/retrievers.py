@@ -67,7 +67,7 @@ def _client(kind: Callable[..., Any]) -> Callable[[settings_lib.Settings, pathli
     def opened(settings, workdir):
         c = settings.retriever
         client = kind(c.url, timeout_s=c.timeout_s, attempts=c.attempts, backoff_s=c.backoff_s)
-        client.check()
+        client.search(["test"], 1)
         return client
 
     return opened
