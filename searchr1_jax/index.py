@@ -12,7 +12,7 @@ again; the index is there when its manifest is. Several processes (--distributed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import os
@@ -78,18 +78,26 @@ def build(
     if recipe.hashed:
         manifest.pop("encoder")  # known once it is fitted
     building.check(directory, manifest)
-    planned = plan(
-        recipe,
-        len(passages),
-        0 if encoder is None else encoder.dimensions,
-        corpus=passages,
-        rows_dtype=rows_dtype,
-        embedding_s=None if encoder is None else _embedding_s(recipe, passages, encoder),
-    )
+    embedding_s = None if encoder is None else _embedding_s(recipe, passages, encoder)
+    dimensions = 0 if encoder is None else encoder.dimensions
+    planned = plan(recipe, len(passages), dimensions, corpus=passages, rows_dtype=rows_dtype, embedding_s=embedding_s)
     show(planned)
     _check_room(planned, directory)
-    if not dry_run:
-        _make(directory, recipe, passages, encoder, tuned_on)
+    if dry_run:
+        return
+    began = time.time()
+    with _bars() as progress:
+        made = building.build(recipe, passages, encoder, directory, tuned_on, progress)
+    if not made:
+        metrics.say(f"{directory} is this index already, and whole")
+        return
+    for name, record in stored.read_manifest(directory)["parts"].items():
+        if "recall_at_3" in record:
+            metrics.say(
+                f"{name}: recall@3 {record['recall_at_3']:.3f}, recall@10 {record['recall_at_10']:.3f},"
+                f" {record['queries_per_s']:,.0f} queries/s on one thread ({record['queries']} queries)"
+            )
+    metrics.say(f"{directory}: {len(passages):,} passages, {time.time() - began:,.0f} s")
 
 
 def plan(
@@ -165,51 +173,6 @@ def _check_room(planned: Sequence[part.Estimate], directory: pathlib.Path) -> No
         )
 
 
-def _make(
-    directory: pathlib.Path,
-    recipe: building.Recipe,
-    corpus: corpora.Corpus,
-    encoder: vectors.KnownEncoder | None,
-    queries: Sequence[str],
-) -> None:
-    """Counts, embeds, indexes, measures; each stage by all processes together."""
-    began = time.time()
-    with _bars() as progress:
-        if encoder is not None:
-            encoder = building.fitted(encoder, corpus, directory, progress)
-        manifest = building.planned(recipe, corpus, encoder)
-        _together(lambda: building.check(directory, manifest))  # all have looked before the first one writes
-        if building.is_whole(directory):
-            metrics.say(f"{directory} is this index already, and whole")
-            return
-
-        def claim() -> None:
-            if parallel.is_first():
-                building.claim(directory, manifest)
-                if encoder is not None:
-                    building.keep(encoder, corpus, directory)
-
-        def embed() -> None:
-            if encoder is not None:
-                here = dict(process=jax.process_index(), processes=jax.process_count())
-                building.embed_corpus(recipe, corpus, encoder, directory, progress, **here)
-
-        def finish() -> None:
-            if parallel.is_first():
-                building.finish(recipe, corpus, encoder, directory, queries, progress)
-
-        for stage in (claim, embed, finish):
-            _together(stage)
-    if parallel.is_first():
-        for name, record in stored.read_manifest(directory)["parts"].items():
-            if "recall_at_3" in record:
-                metrics.say(
-                    f"{name}: recall@3 {record['recall_at_3']:.3f}, recall@10 {record['recall_at_10']:.3f},"
-                    f" {record['queries_per_s']:,.0f} queries/s on one thread ({record['queries']} queries)"
-                )
-        metrics.say(f"{directory}: {len(corpus):,} passages, {time.time() - began:,.0f} s")
-
-
 @contextlib.contextmanager
 def _bars() -> Iterator[part.Progress]:
     """Yields what shows how much of something is done, one bar at a time."""
@@ -223,20 +186,6 @@ def _bars() -> Iterator[part.Progress]:
             bars[what].reach(done)
 
         yield progress
-
-
-def _together(stage: Callable[[], object]) -> None:
-    """Does a stage in every process, and goes on when all have; where it fails in one it fails in all."""
-    failure = None
-    try:
-        stage()
-    except Exception as error:
-        failure = error
-    told = parallel.gather(failure and f"{type(failure).__name__}: {failure}")
-    if failure is not None:
-        raise failure
-    if others := [text for text in told if text]:
-        raise OSError(f"another process failed: {others[0]}")
 
 
 def _size(directory: pathlib.Path) -> int:
