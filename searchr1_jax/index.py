@@ -114,8 +114,7 @@ def plan(
     Args:
       corpus: None where it is not there yet.
       embedding_s: seconds to make the vectors; None: not estimated.
-    Raises:
-      ValueError: for a part that is planned by the corpus, where there is none.
+    Raises: ValueError for a part that is planned by the corpus, where there is none.
     """
     if corpus is None and set(recipe.parts) - set(parts.BY_VECTORS):
         raise ValueError(
@@ -159,7 +158,9 @@ def _check_room(planned: Sequence[part.Estimate], directory: pathlib.Path) -> No
     """Raises ValueError where the disk has no room for an index, or the machine too little memory to build it."""
     disk = sum(each.disk_bytes for each in planned)
     there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    free, taken = psutil.disk_usage(str(there)).free, _size(directory)
+    free = psutil.disk_usage(str(there)).free
+    # Already taken; the vectors' file has holes where there are none yet.
+    taken = sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
     if disk > free + taken:
         raise ValueError(
             f"the index takes {disk / 1e9:,.1f} GB and {there} has {free / 1e9:,.1f} GB free; make room, or name"
@@ -188,11 +189,6 @@ def _bars() -> Iterator[part.Progress]:
         yield progress
 
 
-def _size(directory: pathlib.Path) -> int:
-    """Bytes that its files take on disk; the vectors' file has holes where there are none yet."""
-    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
-
-
 def _duration(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:,.0f} s"
@@ -200,11 +196,7 @@ def _duration(seconds: float) -> str:
 
 
 def _read_questions(path: str | os.PathLike) -> list[str]:
-    """The questions of a jsonl file, at most TUNED_ON of them, evenly chosen.
-
-    Raises:
-      ValueError: where it holds fewer than two, or something else.
-    """
+    """At most TUNED_ON questions of a jsonl file, evenly chosen. Raises: ValueError for fewer than two, or no texts."""
     try:
         lines = [line for line in pathlib.Path(path).read_bytes().split(b"\n") if line.strip()]
         chosen = [lines[int(i)] for i in np.linspace(0, len(lines) - 1, min(TUNED_ON, len(lines)))]
@@ -219,11 +211,7 @@ def _read_questions(path: str | os.PathLike) -> list[str]:
 
 
 def query(directory: str | os.PathLike, queries: Sequence[str], *, k: int = 3, **how: Any) -> list[list[types.Passage]]:
-    """Prints what an index finds, and returns it.
-
-    Args:
-      how: more arguments of `stored.open_index`.
-    """
+    """Prints what an index finds, opened by `stored.open_index` with the directory and `how`, and returns it."""
     if not queries:
         raise ValueError('say what to look for: python -m searchr1_jax.index query --index=… "a query" …')
     found = stored.open_index(directory, **how).search(list(queries), k)
@@ -263,17 +251,12 @@ def define() -> None:
 def _recipe() -> building.Recipe:
     """What the flags say."""
     given = flags.FLAGS
-    settings = {
-        name: given[name].value for name in ("query_prefix", "passage_prefix", "pooling", "normalize", "max_tokens")
-    }
+    settings = index_flags.values("query_prefix", "passage_prefix", "pooling", "normalize", "max_tokens")
     return building.Recipe(
-        **({"parts": tuple(given.parts)} if given.parts else {}),
-        encoder=given.encoder,
+        parts=tuple(given.parts) or (parts.default(),),
         settings={name: value for name, value in settings.items() if value is not None},
-        dimensions=given.dimensions,
-        dtype=given.dtype,
         memory_bytes=int(given.memory_gb * 1e9),
-        target_recall=given.target_recall,
+        **index_flags.values("encoder", "dimensions", "dtype", "target_recall"),
     )
 
 
@@ -294,14 +277,7 @@ def main(argv: Sequence[str]) -> None:
     elif not given.corpus:
         raise ValueError("--corpus is missing; name the jsonl file to index, or its --rows with --dry_run")
     else:
-        build(
-            given.index,
-            given.corpus,
-            _recipe(),
-            queries=given.queries,
-            rows_dtype=given.rows_dtype,
-            dry_run=given.dry_run,
-        )
+        build(given.index, given.corpus, _recipe(), **index_flags.values("queries", "rows_dtype", "dry_run"))
 
 
 if __name__ == "__main__":
