@@ -60,7 +60,7 @@ def run(
     opened, about = _engine(index, online, pathlib.Path(workdir), how)
     retriever = None if replay else opened()
     if cache:
-        retriever = caches.QueryCache(retriever, cache, "replay" if replay else "record", identity=about["identity"])
+        retriever = caches.QueryCache(retriever, cache, identity=about["identity"])
     assert retriever is not None  # a replay has a cache
     if online or replay:  # searches cost money, or have no answer; and there is nothing to warm
         settings = dataclasses.replace(settings, warm_queries=())

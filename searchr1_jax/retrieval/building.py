@@ -138,8 +138,7 @@ def check(directory: pathlib.Path, plan: dict[str, Any]) -> bool:
 
     Corpus and encoder are compared by their hashes: they may have moved.
 
-    Raises:
-      ValueError: where it holds another index, or the beginning of one, naming what differs.
+    Raises: ValueError where it holds another index, or the beginning of one, naming what differs.
     """
     for name in (stored.MANIFEST, stored.PLANNED):
         if not (directory / name).exists():
@@ -170,8 +169,7 @@ def build(
     Args:
       encoder: as `make_encoder` made it.
       queries: that parts are tuned and measured on.
-    Raises:
-      ValueError: where `check` does.
+    Raises: ValueError where `check` does.
     """
     encoder = fitted(encoder, corpus, directory, progress)
     manifest = planned(recipe, corpus, encoder)

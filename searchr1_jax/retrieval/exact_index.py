@@ -90,7 +90,7 @@ class ExactIndex:
         best = jax.device_put((np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)), along)
         queries_QD = jax.device_put(queries_QD, self._split(None, None))
         for chunk in self._chunks:
-            best = _better(best, *chunk, queries_QD, self._rows)
+            best = _better(best, chunk, queries_QD, self._rows)
         return best
 
     def _place(self, vectors: np.ndarray, chunk: int, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -127,9 +127,7 @@ class ExactIndex:
 @jax.jit
 def _better(
     so_far: tuple[jax.Array, jax.Array],
-    vectors_ND: jax.Array,
-    scales_N: jax.Array,
-    firsts: jax.Array,
+    chunk: tuple[jax.Array, jax.Array, jax.Array],
     queries_QD: jax.Array,
     rows: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
@@ -138,7 +136,8 @@ def _better(
     `top_k` breaks ties by the lower position, and the lower rows stand first in all that it is given.
     """
 
-    def on_a_device(best_scores, best_rows, vectors_ND, scales_N, first, queries_QD, rows):
+    def on_a_device(so_far, chunk, queries_QD, rows):
+        (best_scores, best_rows), (vectors_ND, scales_N, first) = so_far, chunk
         # Highest precision: an accelerator would otherwise round the factors to bfloat16 or TF32.
         vectors_ND = vectors_ND.astype(jnp.float32)
         scores_QN = jnp.einsum("QD,ND->QN", queries_QD, vectors_ND, precision=jax.lax.Precision.HIGHEST)
@@ -154,10 +153,15 @@ def _better(
     along, best = parallel.spec("batch"), parallel.spec(None, "batch")
     return jax.shard_map(
         on_a_device,
-        in_specs=(best, best, parallel.spec("batch", None), along, along, parallel.spec(None, None), parallel.spec()),
+        in_specs=(
+            (best, best),
+            (parallel.spec("batch", None), along, along),
+            parallel.spec(None, None),
+            parallel.spec(),
+        ),
         out_specs=(best, best),
         check_vma=False,
-    )(*so_far, vectors_ND, scales_N, firsts, queries_QD, jnp.asarray(rows, jnp.int32))
+    )(so_far, chunk, queries_QD, jnp.asarray(rows, jnp.int32))
 
 
 def stored_bytes(rows: int, dimensions: int, dtype: str = "float32") -> int:

@@ -44,12 +44,9 @@ def build(
     Args:
       index: a key of parts.IN_MEMORY, or "auto" for `parts.default`.
       cache_dir: for the corpus' offsets, if its own folder cannot be written to.
-    Raises: ValueError for an index kind that does not exist or a broken corpus; ImportError without ScaNN.
+    Raises: ValueError for a broken corpus; ImportError without ScaNN.
     """
     index = parts.default() if index == "auto" else index
-    if index not in parts.IN_MEMORY:
-        known = ", ".join(map(repr, parts.IN_MEMORY))
-        raise ValueError(f"retriever.index is {index!r}; set it to one of {known}")
     corpus = corpora.Corpus(corpus_path, cache_dir)
     encoder = embed.HashedNgramEncoder.fit(corpus, dimensions=dimensions)
     vectors = parts.IN_MEMORY[index](embed.embed_corpus(encoder, corpus))

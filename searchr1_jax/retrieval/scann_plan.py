@@ -5,6 +5,8 @@ rows, dimensions, Settings ─▶ Estimate        memory to build in ─▶ rows
 
 from __future__ import annotations
 
+import bisect
+
 from searchr1_jax.retrieval import exact_index
 from searchr1_jax.retrieval import part
 from searchr1_jax.retrieval import scann_index
@@ -55,16 +57,11 @@ def shard_rows(rows: int, *, memory_bytes: int, dimensions: int) -> int:
     Raises: ValueError where not even scann_index.BRUTE_FORCE_ROWS fit.
     """
 
-    def needed(shard):
-        return plan(shard, dimensions, shard_rows=shard, vectors_dtype="bfloat16").building_bytes
-
-    low, high = min(rows, scann_index.BRUTE_FORCE_ROWS), rows
+    needed = lambda shard: plan(shard, dimensions, shard_rows=shard, vectors_dtype="bfloat16").building_bytes
+    low = min(rows, scann_index.BRUTE_FORCE_ROWS)
     if needed(low) > memory_bytes:
         raise ValueError(
             f"{memory_bytes / 1e9:.1f} GB of memory do not hold a shard of {low:,} rows while it is built, which takes"
             f" {needed(low) / 1e9:.1f} GB; give more memory"
         )
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if needed(middle) <= memory_bytes else (low, middle - 1)
-    return low
+    return bisect.bisect_right(range(rows + 1), memory_bytes, lo=low, key=needed) - 1

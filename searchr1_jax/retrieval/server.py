@@ -25,7 +25,6 @@ import dataclasses
 import json
 import math
 import signal
-import threading
 import time
 from typing import Any
 
@@ -123,9 +122,6 @@ def app(retriever: base.Retriever, settings: Settings, info: Mapping[str, Any] |
 @contextlib.contextmanager
 def _signals_end_quietly():
     """Lets `serve` return: once uvicorn has stopped, it sends itself the signal again that stopped it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

@@ -86,8 +86,7 @@ def open_index(
       corpus, encoder: where these are now, if no longer where the manifest says.
       reranker: Hugging Face directory or hub id of a cross-encoder that orders the best `candidates` anew.
       rows_dtype: of the vectors that exact search holds, float32, bfloat16 or int8; empty: as they are on disk.
-    Raises:
-      ValueError: where a part is missing, or corpus or encoder are not those it was made from, with both values.
+    Raises: ValueError where a part is missing, or corpus or encoder are not those it was made from, with both values.
     """
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)

@@ -65,8 +65,7 @@ def read_settings(directory: str | os.PathLike, **given: Any) -> EncoderSettings
     "document") of config_sentence_transformers.json and else "", the length by sentence_bert_config.json and else
     the model's positions.
 
-    Raises:
-      ValueError: for what is stated nowhere, or a module or pooling that is not implemented.
+    Raises: ValueError for what is stated nowhere, or a module or pooling that is not implemented.
     """
     directory = pathlib.Path(directory)
     pooling, normalize = _read_modules(directory)

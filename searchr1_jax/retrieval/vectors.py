@@ -133,10 +133,7 @@ def open_vectors(directory: str | os.PathLike) -> np.ndarray:
 
 
 def read_header(directory: str | os.PathLike) -> Header:
-    """What a directory holds, finished or not.
-
-    Raises: ValueError when it holds no vectors.
-    """
+    """What a directory holds, finished or not. Raises: ValueError when it holds no vectors."""
     path = pathlib.Path(directory) / _HEADER
     if not path.is_file():
         raise ValueError(f"{directory} holds no vectors (no {_HEADER}); embed the corpus first")
