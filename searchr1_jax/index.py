@@ -12,7 +12,7 @@ again; the index is there when its manifest is. Several processes (--distributed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import os
@@ -78,18 +78,26 @@ def build(
     if recipe.hashed:
         manifest.pop("encoder")  # known once it is fitted
     building.check(directory, manifest)
-    planned = plan(
-        recipe,
-        len(passages),
-        0 if encoder is None else encoder.dimensions,
-        corpus=passages,
-        rows_dtype=rows_dtype,
-        embedding_s=None if encoder is None else _embedding_s(recipe, passages, encoder),
-    )
+    embedding_s = None if encoder is None else _embedding_s(recipe, passages, encoder)
+    dimensions = 0 if encoder is None else encoder.dimensions
+    planned = plan(recipe, len(passages), dimensions, corpus=passages, rows_dtype=rows_dtype, embedding_s=embedding_s)
     show(planned)
     _check_room(planned, directory)
-    if not dry_run:
-        _make(directory, recipe, passages, encoder, tuned_on)
+    if dry_run:
+        return
+    began = time.time()
+    with _bars() as progress:
+        made = building.build(recipe, passages, encoder, directory, tuned_on, progress)
+    if not made:
+        metrics.say(f"{directory} is this index already, and whole")
+        return
+    for name, record in stored.read_manifest(directory)["parts"].items():
+        if "recall_at_3" in record:
+            metrics.say(
+                f"{name}: recall@3 {record['recall_at_3']:.3f}, recall@10 {record['recall_at_10']:.3f},"
+                f" {record['queries_per_s']:,.0f} queries/s on one thread ({record['queries']} queries)"
+            )
+    metrics.say(f"{directory}: {len(passages):,} passages, {time.time() - began:,.0f} s")
 
 
 def plan(
@@ -106,8 +114,7 @@ def plan(
     Args:
       corpus: None where it is not there yet.
       embedding_s: seconds to make the vectors; None: not estimated.
-    Raises:
-      ValueError: for a part that is planned by the corpus, where there is none.
+    Raises: ValueError for a part that is planned by the corpus, where there is none.
     """
     if corpus is None and set(recipe.parts) - set(parts.BY_VECTORS):
         raise ValueError(
@@ -151,7 +158,9 @@ def _check_room(planned: Sequence[part.Estimate], directory: pathlib.Path) -> No
     """Raises ValueError where the disk has no room for an index, or the machine too little memory to build it."""
     disk = sum(each.disk_bytes for each in planned)
     there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    free, taken = psutil.disk_usage(str(there)).free, _size(directory)
+    free = psutil.disk_usage(str(there)).free
+    # Already taken; the vectors' file has holes where there are none yet.
+    taken = sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
     if disk > free + taken:
         raise ValueError(
             f"the index takes {disk / 1e9:,.1f} GB and {there} has {free / 1e9:,.1f} GB free; make room, or name"
@@ -163,51 +172,6 @@ def _check_room(planned: Sequence[part.Estimate], directory: pathlib.Path) -> No
             f"building takes {memory / 1e9:,.1f} GB of memory and this machine has {has / 1e9:,.1f} GB; lower"
             " --memory_gb for scann, leave bm25 out of --parts, or build on a larger one"
         )
-
-
-def _make(
-    directory: pathlib.Path,
-    recipe: building.Recipe,
-    corpus: corpora.Corpus,
-    encoder: vectors.KnownEncoder | None,
-    queries: Sequence[str],
-) -> None:
-    """Counts, embeds, indexes, measures; each stage by all processes together."""
-    began = time.time()
-    with _bars() as progress:
-        if encoder is not None:
-            encoder = building.fitted(encoder, corpus, directory, progress)
-        manifest = building.planned(recipe, corpus, encoder)
-        _together(lambda: building.check(directory, manifest))  # all have looked before the first one writes
-        if building.is_whole(directory):
-            metrics.say(f"{directory} is this index already, and whole")
-            return
-
-        def claim() -> None:
-            if parallel.is_first():
-                building.claim(directory, manifest)
-                if encoder is not None:
-                    building.keep(encoder, corpus, directory)
-
-        def embed() -> None:
-            if encoder is not None:
-                here = dict(process=jax.process_index(), processes=jax.process_count())
-                building.embed_corpus(recipe, corpus, encoder, directory, progress, **here)
-
-        def finish() -> None:
-            if parallel.is_first():
-                building.finish(recipe, corpus, encoder, directory, queries, progress)
-
-        for stage in (claim, embed, finish):
-            _together(stage)
-    if parallel.is_first():
-        for name, record in stored.read_manifest(directory)["parts"].items():
-            if "recall_at_3" in record:
-                metrics.say(
-                    f"{name}: recall@3 {record['recall_at_3']:.3f}, recall@10 {record['recall_at_10']:.3f},"
-                    f" {record['queries_per_s']:,.0f} queries/s on one thread ({record['queries']} queries)"
-                )
-        metrics.say(f"{directory}: {len(corpus):,} passages, {time.time() - began:,.0f} s")
 
 
 @contextlib.contextmanager
@@ -225,25 +189,6 @@ def _bars() -> Iterator[part.Progress]:
         yield progress
 
 
-def _together(stage: Callable[[], object]) -> None:
-    """Does a stage in every process, and goes on when all have; where it fails in one it fails in all."""
-    failure = None
-    try:
-        stage()
-    except Exception as error:
-        failure = error
-    told = parallel.gather(failure and f"{type(failure).__name__}: {failure}")
-    if failure is not None:
-        raise failure
-    if others := [text for text in told if text]:
-        raise OSError(f"another process failed: {others[0]}")
-
-
-def _size(directory: pathlib.Path) -> int:
-    """Bytes that its files take on disk; the vectors' file has holes where there are none yet."""
-    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
-
-
 def _duration(seconds: float) -> str:
     if seconds < 600:
         return f"{seconds:,.0f} s"
@@ -251,11 +196,7 @@ def _duration(seconds: float) -> str:
 
 
 def _read_questions(path: str | os.PathLike) -> list[str]:
-    """The questions of a jsonl file, at most TUNED_ON of them, evenly chosen.
-
-    Raises:
-      ValueError: where it holds fewer than two, or something else.
-    """
+    """At most TUNED_ON questions of a jsonl file, evenly chosen. Raises: ValueError for fewer than two, or no texts."""
     try:
         lines = [line for line in pathlib.Path(path).read_bytes().split(b"\n") if line.strip()]
         chosen = [lines[int(i)] for i in np.linspace(0, len(lines) - 1, min(TUNED_ON, len(lines)))]
@@ -270,11 +211,7 @@ def _read_questions(path: str | os.PathLike) -> list[str]:
 
 
 def query(directory: str | os.PathLike, queries: Sequence[str], *, k: int = 3, **how: Any) -> list[list[types.Passage]]:
-    """Prints what an index finds, and returns it.
-
-    Args:
-      how: more arguments of `stored.open_index`.
-    """
+    """Prints what an index finds, opened by `stored.open_index` with the directory and `how`, and returns it."""
     if not queries:
         raise ValueError('say what to look for: python -m searchr1_jax.index query --index=… "a query" …')
     found = stored.open_index(directory, **how).search(list(queries), k)
@@ -314,17 +251,12 @@ def define() -> None:
 def _recipe() -> building.Recipe:
     """What the flags say."""
     given = flags.FLAGS
-    settings = {
-        name: given[name].value for name in ("query_prefix", "passage_prefix", "pooling", "normalize", "max_tokens")
-    }
+    settings = index_flags.values("query_prefix", "passage_prefix", "pooling", "normalize", "max_tokens")
     return building.Recipe(
-        **({"parts": tuple(given.parts)} if given.parts else {}),
-        encoder=given.encoder,
+        parts=tuple(given.parts) or (parts.default(),),
         settings={name: value for name, value in settings.items() if value is not None},
-        dimensions=given.dimensions,
-        dtype=given.dtype,
         memory_bytes=int(given.memory_gb * 1e9),
-        target_recall=given.target_recall,
+        **index_flags.values("encoder", "dimensions", "dtype", "target_recall"),
     )
 
 
@@ -345,14 +277,7 @@ def main(argv: Sequence[str]) -> None:
     elif not given.corpus:
         raise ValueError("--corpus is missing; name the jsonl file to index, or its --rows with --dry_run")
     else:
-        build(
-            given.index,
-            given.corpus,
-            _recipe(),
-            queries=given.queries,
-            rows_dtype=given.rows_dtype,
-            dry_run=given.dry_run,
-        )
+        build(given.index, given.corpus, _recipe(), **index_flags.values("queries", "rows_dtype", "dry_run"))
 
 
 if __name__ == "__main__":

@@ -51,8 +51,7 @@ def run(
       workdir: where a retriever that is made at the start looks for relative paths first.
       how: more arguments of `stored.open_index`; others than a built index are given those that are settings, and the
         corpus as data.corpus.
-    Raises:
-      ValueError: where it is not said what to serve, or it is not there.
+    Raises: ValueError where it is not said what to serve, or it is not there.
     """
     if bool(index) == bool(online):
         raise ValueError("say what to serve: --index=DIRECTORY or --online=ENGINE, one of them")
@@ -61,7 +60,7 @@ def run(
     opened, about = _engine(index, online, pathlib.Path(workdir), how)
     retriever = None if replay else opened()
     if cache:
-        retriever = caches.QueryCache(retriever, cache, "replay" if replay else "record", identity=about["identity"])
+        retriever = caches.QueryCache(retriever, cache, identity=about["identity"])
     assert retriever is not None  # a replay has a cache
     if online or replay:  # searches cost money, or have no answer; and there is nothing to warm
         settings = dataclasses.replace(settings, warm_queries=())
@@ -101,30 +100,17 @@ def define() -> None:
     flags.DEFINE_integer("port", 8000, "port to listen at", lower_bound=1, upper_bound=65535)
     flags.DEFINE_integer("topk", default.topk, "passages a query, where a request does not say")
     flags.DEFINE_integer("threads", default.threads, "searches at once")
-    flags.DEFINE_integer(
-        "batch_queries", default.batch_queries, "most queries of several requests that are searched together"
-    )
+    flags.DEFINE_integer("batch_queries", default.batch_queries, "most queries of requests that are searched together")
     flags.DEFINE_float("batch_wait_ms", default.batch_wait_ms, "how long a request waits for others; 0: never")
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    given = flags.FLAGS
     command.quiet_libraries()
     command.use_compilation_cache()
-    run(
-        index=given.index or "",
-        online=given.online,
-        cache=given.cache,
-        replay=given.replay,
-        host=given.host,
-        port=given.port,
-        settings=server.Settings(
-            topk=given.topk, threads=given.threads, batch_queries=given.batch_queries, batch_wait_ms=given.batch_wait_ms
-        ),
-        workdir=given.workdir,
-        **index_flags.how(),
-    )
+    limits = index_flags.values("topk", "threads", "batch_queries", "batch_wait_ms")
+    others = index_flags.values("online", "cache", "replay", "host", "port", "workdir")
+    run(index=flags.FLAGS.index or "", settings=server.Settings(**limits), **others, **index_flags.how())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
             │
             └▶ Encoder ─ vectors ─▶ VectorIndex   how one by vectors does it
 
-Four protocols, the error of a search that finally failed, and the check every index makes of its vectors.
+Four protocols, the error of a search that finally failed, and the checks every index makes of its vectors.
 """
 
 from __future__ import annotations
@@ -60,21 +60,11 @@ class VectorIndex(Protocol):
 
 
 class RetrievalError(RuntimeError):
-    """A search that failed for good.
-
-    Attributes:
-      query: the query, or the first one of those that were sent together.
-      cause: what went wrong, in words.
-      attempts: how often it was tried.
-      batch: how many queries were sent together.
-    """
+    """A search that failed for good: its query, or the first of a batch sent together; why; after how many attempts."""
 
     def __init__(self, query: str, cause: str, attempts: int, batch: int = 1):
         super().__init__(query, cause, attempts, batch)
-        self.query = query
-        self.cause = cause
-        self.attempts = attempts
-        self.batch = batch
+        self.query, self.cause, self.attempts, self.batch = query, cause, attempts, batch
 
     def __str__(self) -> str:
         among = f" (one of {self.batch} sent together)" if self.batch > 1 else ""
@@ -88,9 +78,17 @@ def check_k(k: int) -> None:
         raise ValueError(f"k is {k}; ask for at least 1 passage")
 
 
-def check_rows(rows: int) -> None:
-    """Raises ValueError when an index would be empty."""
-    if rows < 1:
+def nothing_found(queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64[Q, k] rows and float32[Q, k] scores that say "none", -1 and -inf, to be filled. Raises: see `check_k`."""
+    check_k(k)
+    return np.full((queries, k), -1, np.int64), np.full((queries, k), -np.inf, np.float32)
+
+
+def check_matrix(vectors: np.ndarray) -> None:
+    """Raises ValueError unless there is at least one vector to index; reads none of them."""
+    if vectors.ndim != 2:
+        raise ValueError(f"index vectors have shape {list(vectors.shape)}; make them [N, D]")
+    if not len(vectors):
         raise ValueError("an index of 0 rows can find nothing; give it at least 1 vector")
 
 
@@ -103,23 +101,20 @@ def finite_rows(vectors: np.ndarray) -> np.ndarray:
         return np.isfinite(np.einsum("nd,nd->n", vectors, vectors))
 
 
-def checked_vectors(vectors: np.ndarray, what: str, dimensions: int | None = None) -> np.ndarray:
-    """Returns the vectors as contiguous float32[N, D].
-
-    Args:
-      vectors: [N, D].
-      what: what they are, for the message.
-      dimensions: the D they must have, if it is known.
-    Raises: ValueError when the shape is another or a value is not finite.
-    """
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or dimensions not in (None, vectors.shape[-1]):
-        wanted = f"[N, {'D' if dimensions is None else dimensions}]"
-        raise ValueError(f"{what} vectors have shape {list(vectors.shape)}; make them {wanted}")
+def check_finite(vectors: np.ndarray, what: str, first_row: int = 0) -> None:
+    """Raises ValueError where not all rows of float32[N, D] are `finite_rows`; they are numbered from `first_row`."""
     finite = finite_rows(vectors)
     if not finite.all():
         raise ValueError(
-            f"{(~finite).sum()} of {len(vectors)} {what} vectors are not finite, first row {finite.argmin()}"
-            " (in a value or their squared length); mend the encoder that made them"
+            f"{(~finite).sum()} of {len(vectors)} {what} vectors are not finite, first row"
+            f" {first_row + finite.argmin()} (in a value or their squared length); mend the encoder that made them"
         )
+
+
+def checked_queries(vectors: np.ndarray, dimensions: int) -> np.ndarray:
+    """The queries as contiguous float32[N, D]. Raises: ValueError when D is another or a value is not finite."""
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or vectors.shape[1] != dimensions:
+        raise ValueError(f"query vectors have shape {list(vectors.shape)}; make them [N, {dimensions}]")
+    check_finite(vectors, "query")
     return vectors

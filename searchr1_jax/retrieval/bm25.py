@@ -31,8 +31,10 @@ PAIR_DISK_BYTES = 8.2  # of a term and a passage that holds it: score and row
 PAIR_BUILD_BYTES = 40  # of these while they are sorted
 ROW_BYTES = 72  # of a passage's list of terms, 4 bytes a term aside
 READING_SHARE = 2.0  # seconds of building over those of reading the terms
+PLANNED_ROWS = 1000  # at most, that a plan is made by
 PROGRESS_ROWS = 4096  # between two calls of `progress`
 _WORD = re.compile(r"\b\w\w+\b")
+_thread = threading.local()  # a stemmer is for one thread
 
 
 class BM25Ranker:
@@ -46,22 +48,15 @@ class BM25Ranker:
 
     def __init__(self, directory: str | os.PathLike):
         self._index = _bm25s().BM25.load(directory, mmap=True, show_progress=False)
-        self._terms = _Terms()
-        self.rows = int(self._index.scores["num_docs"])
 
     def rank(self, queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns int64[Q, k] rows and float32[Q, k] BM25 scores, best first; -1 and -inf for "none"."""
-        base.check_k(k)
-        rows = np.full((len(queries), k), -1, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        rows, scores = base.nothing_found(len(queries), k)
         for query, text in enumerate(queries):
-            ids = self._index.get_tokens_ids(self._terms(text))
-            if not ids:
-                continue
-            every = self._index.get_scores_from_ids(ids)
-            found = _best(every, k)
-            rows[query, : len(found)] = found
-            scores[query, : len(found)] = every[found]
+            if ids := self._index.get_tokens_ids(_terms(text)):
+                every = self._index.get_scores_from_ids(ids)
+                found = _best(every, k)
+                rows[query, : len(found)], scores[query, : len(found)] = found, every[found]
         return rows, scores
 
 
@@ -70,18 +65,16 @@ def build(
 ) -> None:
     """Writes the index of a corpus into a directory, which appears when it is whole.
 
-    Holds the terms of the whole corpus in memory: `plan` says what that takes.
+    Holds the terms of the whole corpus in memory: `_plan` says what that takes.
 
     Args:
       progress: called now and then with the rows read.
-    Raises:
-      ValueError: where no passage holds a term.
+    Raises: ValueError where no passage holds a term.
     """
-    bm25s, terms = _bm25s(), _Terms()
     number: dict[str, int] = {}
     documents = []
     for row in range(len(corpus)):
-        words = terms(corpus.contents(row))
+        words = _terms(corpus.contents(row))
         documents.append(array.array("i", [number.setdefault(word, len(number)) for word in words]))
         if (row + 1) % PROGRESS_ROWS == 0 or row + 1 == len(corpus):
             progress(row + 1)
@@ -89,35 +82,29 @@ def build(
         raise ValueError(
             f"no passage of {corpus.path} holds an English word; search it by vectors (--parts=scann or exact)"
         )
-    index = bm25s.BM25(method="lucene", k1=K1, b=B, csc_backend="numpy")
+    index = _bm25s().BM25(method="lucene", k1=K1, b=B, csc_backend="numpy")
     index.index((documents, number), create_empty_token=False, show_progress=False)
     with files.whole(directory) as temporary:
         index.save(temporary, show_progress=False)
 
 
-def plan(corpus: corpora.Corpus, *, tried: int = 1000) -> part.Estimate:
-    """What the index of a corpus takes, at the lengths of and the speed with `tried` passages, evenly chosen.
+def _plan(wanted: part.Wanted) -> part.Estimate:
+    """What the index of a corpus takes, at the lengths of and the speed with some passages, evenly chosen.
 
     Its files are mapped: as much of them is in memory as queries touch.
     """
-    rows = np.unique(np.linspace(0, len(corpus) - 1, tried).astype(int))
-    terms, began = _Terms(), time.perf_counter()
-    counts = [(len(words), len(set(words))) for words in (terms(corpus.contents(int(row))) for row in rows)]
+    corpus = wanted.corpus
+    assert corpus is not None  # it needs no vectors
+    rows = np.unique(np.linspace(0, len(corpus) - 1, PLANNED_ROWS).astype(int))
+    began = time.perf_counter()
+    counts = [(len(words), len(set(words))) for words in (_terms(corpus.contents(int(row))) for row in rows)]
     seconds = time.perf_counter() - began
     words, distinct = np.mean(counts, axis=0) * len(corpus)
     disk_bytes = int(PAIR_DISK_BYTES * distinct)
+    building_bytes = int(4 * words + ROW_BYTES * len(corpus) + PAIR_BUILD_BYTES * distinct)
     return part.Estimate(
-        "BM25",
-        disk_bytes=disk_bytes,
-        building_bytes=int(4 * words + ROW_BYTES * len(corpus) + PAIR_BUILD_BYTES * distinct),
-        serving_bytes=disk_bytes,
-        seconds=READING_SHARE * seconds / len(rows) * len(corpus),
+        "BM25", disk_bytes, building_bytes, disk_bytes, READING_SHARE * seconds / len(rows) * len(corpus)
     )
-
-
-def _plan(wanted: part.Wanted) -> part.Estimate:
-    assert wanted.corpus is not None  # it needs no vectors
-    return plan(wanted.corpus)
 
 
 def _build(making: part.Making) -> dict[str, Any]:
@@ -140,23 +127,15 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
     return above[np.lexsort((above, -scores[above]))][:k]
 
 
-class _Terms:
-    """What of a text is searched for; callable from several threads."""
+def _terms(text: str) -> list[str]:
+    """What of a text is searched for. Raises: ImportError without bm25s or its stemmer."""
+    if not hasattr(_thread, "stemmer"):
+        import Stemmer
 
-    def __init__(self):
-        self._stop_words = frozenset(_bm25s().stopwords.STOPWORDS_EN)
-        self._thread = threading.local()  # a stemmer is for one thread
-
-    def __call__(self, text: str) -> list[str]:
-        words = [word for word in _WORD.findall(text.lower()) if word not in self._stop_words]
-        return self._stemmer().stemWords(words)
-
-    def _stemmer(self):
-        if not hasattr(self._thread, "stemmer"):
-            import Stemmer
-
-            self._thread.stemmer = Stemmer.Stemmer("english")
-        return self._thread.stemmer
+        _thread.stop_words = frozenset(_bm25s().stopwords.STOPWORDS_EN)
+        _thread.stemmer = Stemmer.Stemmer("english")
+    words = [word for word in _WORD.findall(text.lower()) if word not in _thread.stop_words]
+    return _thread.stemmer.stemWords(words)
 
 
 def _bm25s():
@@ -166,9 +145,6 @@ def _bm25s():
     return bm25s
 
 
-def _check() -> None:
-    """Raises ImportError without bm25s or its stemmer."""
-    _Terms()("word")
-
-
-PART = part.Part(needs_vectors=False, plan=_plan, build=_build, open=_open, packages=("bm25s",), check=_check)
+PART = part.Part(
+    needs_vectors=False, plan=_plan, build=_build, open=_open, packages=("bm25s",), check=lambda: _terms("")
+)

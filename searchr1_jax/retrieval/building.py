@@ -9,7 +9,8 @@ in planned.json, and another recipe is refused there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -17,9 +18,11 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from searchr1_jax.core import files
+from searchr1_jax.core import parallel
 from searchr1_jax.retrieval import corpus as corpora
 from searchr1_jax.retrieval import embed
 from searchr1_jax.retrieval import part
@@ -29,7 +32,6 @@ from searchr1_jax.retrieval import text_encoder
 from searchr1_jax.retrieval import vectors as vector_files
 
 _COUNTED_ON = "corpus.sha256"  # in encoder/
-_PACKAGES = ("jax", *(package for row in parts_lib.PARTS.values() for package in row.packages))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,8 @@ def make_encoder(recipe: Recipe) -> vector_files.KnownEncoder | None:
 
 
 def fitted(
-    encoder: vector_files.KnownEncoder, corpus: corpora.Corpus, directory: pathlib.Path, progress: part.Progress
-) -> vector_files.KnownEncoder:
+    encoder: vector_files.KnownEncoder | None, corpus: corpora.Corpus, directory: pathlib.Path, progress: part.Progress
+) -> vector_files.KnownEncoder | None:
     """The encoder, with what has to be counted on the corpus: as an index's directory keeps it, else counted now."""
     if not isinstance(encoder, embed.HashedNgramEncoder):
         return encoder
@@ -96,8 +98,8 @@ def fitted(
     return embed.HashedNgramEncoder.fit(corpus, dimensions=encoder.dimensions, progress=tell)
 
 
-def keep(encoder: vector_files.KnownEncoder, corpus: corpora.Corpus, directory: pathlib.Path) -> None:
-    """Writes what was counted on the corpus into the directory, which is the index's (see `claim`)."""
+def keep(encoder: vector_files.KnownEncoder | None, corpus: corpora.Corpus, directory: pathlib.Path) -> None:
+    """Writes what was counted on the corpus into the directory."""
     if isinstance(encoder, embed.HashedNgramEncoder) and _counted_on(directory) != corpus.sha256:
         with files.whole(directory / "encoder") as temporary:
             temporary.mkdir()
@@ -110,23 +112,21 @@ def _counted_on(directory: pathlib.Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _encoder_record(encoder: vector_files.KnownEncoder) -> dict[str, Any]:
-    """What a manifest says of an encoder: enough to open it again and to know another one."""
-    from_files = isinstance(encoder, text_encoder.TextEncoder)
-    return {
-        "path": os.path.abspath(encoder.directory) if from_files else stored.HASHED,
-        "fingerprint": encoder.fingerprint,
-        "settings": dataclasses.asdict(encoder.settings),
-    }
-
-
 def planned(recipe: Recipe, corpus: corpora.Corpus, encoder: vector_files.KnownEncoder | None) -> dict[str, Any]:
     """The manifest of the index that a recipe makes, but for what is measured."""
+    by_vectors: dict[str, Any] = {"encoder": None, "vectors": None}
+    if encoder is not None:
+        from_files = isinstance(encoder, text_encoder.TextEncoder)
+        by_vectors["encoder"] = {
+            "path": os.path.abspath(encoder.directory) if from_files else stored.HASHED,
+            "fingerprint": encoder.fingerprint,
+            "settings": dataclasses.asdict(encoder.settings),
+        }
+        by_vectors["vectors"] = {"dtype": recipe.dtype, "dimensions": encoder.dimensions}
     return {
         "format": stored.FORMAT,
         "corpus": {"path": corpus.path, "sha256": corpus.sha256, "rows": len(corpus)},
-        "encoder": None if encoder is None else _encoder_record(encoder),
-        "vectors": None if encoder is None else {"dtype": recipe.dtype, "dimensions": encoder.dimensions},
+        **by_vectors,
         "parts": {name: {} for name in recipe.parts},
         "memory_bytes": recipe.memory_bytes,
         "target_recall": recipe.target_recall,
@@ -138,8 +138,7 @@ def check(directory: pathlib.Path, plan: dict[str, Any]) -> bool:
 
     Corpus and encoder are compared by their hashes: they may have moved.
 
-    Raises:
-      ValueError: where it holds another index, or the beginning of one, naming what differs.
+    Raises: ValueError where it holds another index, or the beginning of one, naming what differs.
     """
     for name in (stored.MANIFEST, stored.PLANNED):
         if not (directory / name).exists():
@@ -157,71 +156,82 @@ def check(directory: pathlib.Path, plan: dict[str, Any]) -> bool:
     return False
 
 
-def claim(directory: pathlib.Path, plan: dict[str, Any]) -> None:
-    """Makes the directory that of the planned index. Raises: ValueError where `check` does."""
-    if not check(directory, plan):
-        directory.mkdir(parents=True, exist_ok=True)
-        _write_json(directory / stored.PLANNED, plan)
-
-
-def is_whole(directory: pathlib.Path) -> bool:
-    """Whether nothing remains to be done; a build that is killed at its very end leaves the plan behind."""
-    return (directory / stored.MANIFEST).exists() and not (directory / stored.PLANNED).exists()
-
-
-def embed_corpus(
-    recipe: Recipe,
-    corpus: corpora.Corpus,
-    encoder: vector_files.KnownEncoder,
-    directory: pathlib.Path,
-    progress: part.Progress,
-    *,
-    process: int = 0,
-    processes: int = 1,
-) -> None:
-    """Writes this process's share of the vectors, or what is missing of it."""
-    vector_files.embed_corpus(
-        encoder,
-        corpus,
-        directory / "vectors",
-        dtype=recipe.dtype,
-        corpus_hash=corpus.sha256,
-        process=process,
-        processes=processes,
-        progress=lambda rows: progress("embedding", rows, len(corpus)),
-    )
-
-
-def finish(
+def build(
     recipe: Recipe,
     corpus: corpora.Corpus,
     encoder: vector_files.KnownEncoder | None,
     directory: pathlib.Path,
     queries: Sequence[str],
     progress: part.Progress,
-) -> dict[str, Any]:
-    """Makes what is missing of the parts, then the manifest, which it returns.
+) -> bool:
+    """Makes what is missing of an index, each stage by all processes together; returns whether anything was.
 
     Args:
+      encoder: as `make_encoder` made it.
       queries: that parts are tuned and measured on.
+    Raises: ValueError where `check` does.
     """
+    encoder = fitted(encoder, corpus, directory, progress)
     manifest = planned(recipe, corpus, encoder)
-    making = part.Making(
-        directory=directory,
-        corpus=corpus,
-        encoder=encoder,
-        queries=queries,
-        memory_bytes=recipe.memory_bytes,
-        target_recall=recipe.target_recall,
-        progress=progress,
-    )
-    for name, row in parts_lib.PARTS.items():
-        if name in recipe.parts and row.build is not None:
-            manifest["parts"][name] = row.build(making)
-    manifest["made_with"] = {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}
-    _write_json(directory / stored.MANIFEST, manifest)
-    (directory / stored.PLANNED).unlink(missing_ok=True)
-    return manifest
+    _together(lambda: check(directory, manifest))  # all have looked before the first one writes
+    if (directory / stored.MANIFEST).exists() and not (directory / stored.PLANNED).exists():
+        return False  # a build that is killed at its very end leaves the plan behind
+
+    def claim() -> None:
+        if not check(directory, manifest):
+            _write_json(directory / stored.PLANNED, manifest)
+        keep(encoder, corpus, directory)
+
+    def embed_share() -> None:
+        if encoder is not None:
+            vector_files.embed_corpus(
+                encoder,
+                corpus,
+                directory / "vectors",
+                dtype=recipe.dtype,
+                process=jax.process_index(),
+                processes=jax.process_count(),
+                progress=lambda rows: progress("embedding", rows, len(corpus)),
+            )
+
+    def finish() -> None:
+        making = part.Making(
+            directory=directory,
+            corpus=corpus,
+            encoder=encoder,
+            queries=queries,
+            memory_bytes=recipe.memory_bytes,
+            target_recall=recipe.target_recall,
+            progress=progress,
+        )
+        for name, row in parts_lib.PARTS.items():
+            if name in recipe.parts and row.build is not None:
+                manifest["parts"][name] = row.build(making)
+        manifest["made_with"] = made_with = {}
+        for package in ("jax", *(package for row in parts_lib.PARTS.values() for package in row.packages)):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                made_with[package] = importlib.metadata.version(package)
+        _write_json(directory / stored.MANIFEST, manifest)
+        (directory / stored.PLANNED).unlink(missing_ok=True)
+
+    _together(lambda: parallel.is_first() and claim())
+    _together(embed_share)
+    _together(lambda: parallel.is_first() and finish())
+    return True
+
+
+def _together(stage: Callable[[], object]) -> None:
+    """Does a stage in every process, and goes on when all have; where it fails in one it fails in all."""
+    failure = None
+    try:
+        stage()
+    except Exception as error:
+        failure = error
+    told = parallel.gather(failure and f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    if others := [text for text in told if text]:
+        raise OSError(f"another process failed: {others[0]}")
 
 
 def sample_queries(corpus: corpora.Corpus, *, count: int, words: int = 10) -> list[str]:
@@ -240,11 +250,3 @@ def sample_queries(corpus: corpora.Corpus, *, count: int, words: int = 10) -> li
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
     files.write(path, json.dumps(value, indent=2) + "\n")
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

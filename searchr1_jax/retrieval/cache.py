@@ -33,33 +33,22 @@ class QueryCache:
     """A Retriever that remembers; safe to call from several threads.
 
     Args:
-      retriever: whom to ask for what is missing; not used, and None, in a replay.
+      retriever: whom to ask for what is missing; None: nobody, this is a replay.
       path: of the file. A recording makes it, a replay does not.
-      mode: "record" or "replay".
       identity: of what gives the answers: a hash of the index, the url of a server.
     Raises: ValueError when the file holds answers of another identity, is no such file, or is not there to be
       replayed.
     """
 
-    def __init__(self, retriever: base.Retriever | None, path: str | os.PathLike, mode: str, *, identity: str):
-        if mode not in ("record", "replay"):
-            raise ValueError(f"the mode of a query cache is {mode!r}; set it to 'record' or 'replay'")
-        if mode == "record" and retriever is None:
-            raise ValueError("a query cache needs a retriever to record; give it one, or set its mode to 'replay'")
-        self.path = pathlib.Path(path)
-        if mode == "replay" and not self.path.is_file():
-            raise ValueError(f"there is no query cache {self.path} to replay; record it first, with mode 'record'")
-        self._retriever = retriever if mode == "record" else None
-        self._lock = threading.Lock()  # for the connection; nobody holds it while the retriever is asked
-        if mode == "record":
+    def __init__(self, retriever: base.Retriever | None, path: str | os.PathLike, *, identity: str):
+        self._retriever, self.path = retriever, pathlib.Path(path)
+        if retriever is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={'rwc' if mode == 'record' else 'ro'}",
-            uri=True,
-            timeout=_LOCKED_S,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        elif not self.path.is_file():
+            raise ValueError(f"there is no query cache {self.path} to replay; record it first, with mode 'record'")
+        self._lock = threading.Lock()  # for the connection; nobody holds it while the retriever is asked
+        uri = f"{self.path.absolute().as_uri()}?mode={'ro' if retriever is None else 'rwc'}"
+        self._file = sqlite3.connect(uri, _LOCKED_S, isolation_level=None, check_same_thread=False, uri=True)
         try:
             about = self._about(identity)
         except sqlite3.DatabaseError as error:

@@ -40,19 +40,16 @@ class Corpus:
       path: a jsonl file with one {"id": str, "contents": str} a line; blank lines are skipped.
       cache_dir: where the sidecar goes if the corpus' own folder cannot be written to.
       progress: called now and then, while the sidecar is built, with the bytes read so far.
-    Attributes:
-      path: of the file, absolute.
-      sha256: of the file's bytes, hexadecimal.
+    Attributes: path, absolute, of the file; sha256, hexadecimal, of its bytes.
     Raises:
-      ValueError: when lines are broken (all of them in one message), when there is no row at all, or when
-        the sidecar can be written nowhere.
+      ValueError: for broken lines, all in one message; for no row at all; where the sidecar can be written nowhere.
     """
 
     def __init__(
         self,
         path: str | os.PathLike,
         cache_dir: str | os.PathLike | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], None] = lambda done: None,
     ):
         self.path = os.path.abspath(path)
         self._file = open(self.path, "rb", buffering=0)
@@ -63,11 +60,10 @@ class Corpus:
             folder = f"{zlib.crc32(os.path.dirname(self.path).encode()):08x}"
             sidecars.append(os.path.join(cache_dir, f"{os.path.basename(path)}.{folder}.offsets.npy"))
         for sidecar in sidecars:
-            bounds = _read_sidecar(sidecar, stat)
-            if bounds is not None:
+            if (bounds := _read_sidecar(sidecar, stat)) is not None:
                 break
         else:
-            starts, digest = _scan(self._file.fileno(), self.path, progress or (lambda done: None))
+            starts, digest = _scan(self._file.fileno(), self.path, progress)
             head = [LAYOUT, stat.st_mtime_ns, *np.frombuffer(digest, np.int64)]
             bounds = np.concatenate([head, starts, [stat.st_size]], dtype=np.int64)
             _write_sidecar(sidecars, bounds)
@@ -102,8 +98,7 @@ def _scan(descriptor: int, path: str, progress: Callable[[int], None]) -> tuple[
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 starts.append(offset)
-                fault = _fault(line)
-                if fault is not None:
+                if fault := _fault(line):
                     count += 1
                     if count <= REPORTED_LINES:
                         broken.append(f"line {number}: {fault}")
@@ -147,9 +142,8 @@ def _read_sidecar(path: str, stat: os.stat_result) -> np.ndarray | None:
         bounds = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    if bounds.dtype != np.int64 or bounds.ndim != 1 or len(bounds) < _START + 2:
-        return None
-    mine = (bounds[0], bounds[1], bounds[-1]) == (LAYOUT, stat.st_mtime_ns, stat.st_size)
+    whole = bounds.dtype == np.int64 and bounds.ndim == 1 and len(bounds) >= _START + 2
+    mine = whole and (bounds[0], bounds[1], bounds[-1]) == (LAYOUT, stat.st_mtime_ns, stat.st_size)
     return bounds if mine else None
 
 

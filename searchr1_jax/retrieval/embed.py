@@ -10,7 +10,7 @@ the words of a query are names that the passage spells the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
@@ -52,11 +52,7 @@ class HashedNgramEncoder:
         self.dimensions = dimensions
         self.settings = Settings(dimensions=dimensions)
         self.idf = np.asarray(idf, dtype=np.float32)
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that differ where the frequencies do."""
-        return hashlib.sha256(self.idf.tobytes()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(self.idf.tobytes()).hexdigest()[:16]  # differs where the frequencies do
 
     @classmethod
     def fit(
@@ -64,11 +60,8 @@ class HashedNgramEncoder:
     ) -> HashedNgramEncoder:
         """Counts the inverse document frequencies on a corpus: idf = ln(1 + (N − n + ½) / (n + ½)).
 
-        n of N passages hold an n-gram of that slot (BM25's idf, Robertson & Zaragoza, 2009, eq. 3.3, kept
-        positive).
-
-        Args:
-          progress: called now and then with the rows counted.
+        n of N passages hold an n-gram of that slot (BM25's idf, Robertson & Zaragoza, 2009, eq. 3.3, kept positive);
+        `progress` is told the rows counted.
         """
         holders = np.zeros(SLOTS, dtype=np.int64)
         for row in range(len(corpus)):
@@ -112,12 +105,8 @@ class HashedNgramEncoder:
 
 def embed_corpus(encoder: base.Encoder, corpus: corpora.Corpus) -> np.ndarray:
     """Returns float32[N, D], the vector of every row of the corpus."""
-    return np.concatenate([encoder.encode(texts, "passage") for texts in _chunks(corpus)])
-
-
-def _chunks(corpus: corpora.Corpus) -> Iterator[list[str]]:
-    for start in range(0, len(corpus), CHUNK):
-        yield [corpus.contents(row) for row in range(start, min(start + CHUNK, len(corpus)))]
+    chunks = [range(start, min(start + CHUNK, len(corpus))) for start in range(0, len(corpus), CHUNK)]
+    return np.concatenate([encoder.encode([corpus.contents(row) for row in rows], "passage") for rows in chunks])
 
 
 def _words(text: str) -> list[str]:

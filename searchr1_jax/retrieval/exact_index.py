@@ -49,7 +49,7 @@ class ExactIndex:
     def __init__(
         self, vectors: np.ndarray, *, devices: Sequence[parallel.Device] | None = None, dtype: str = "float32"
     ):
-        check_matrix(vectors)
+        base.check_matrix(vectors)
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; set it to one of {', '.join(map(repr, DTYPES))}")
         for _ in checked_blocks(vectors):
@@ -69,14 +69,13 @@ class ExactIndex:
         Raises: ValueError when a vector is not finite or of another dimension, or k < 1.
         """
         base.check_k(k)
-        vectors = base.checked_vectors(vectors, "query", self._dimensions)
+        vectors = base.checked_queries(vectors, self._dimensions)
         count = len(vectors)
         vectors = np.pad(vectors, ((0, -count % BLOCK), (0, 0)))
         program_k = min(1 << (k - 1).bit_length(), self._chunk_rows * len(self._chunks))
         with jax.set_mesh(self._mesh):
             found = [self._search_block(vectors[start : start + BLOCK], program_k) for start in range(0, count, BLOCK)]
-        rows = np.full((len(vectors), k), -1, dtype=np.int64)
-        scores = np.full((len(vectors), k), -np.inf, dtype=np.float32)
+        rows, scores = base.nothing_found(len(vectors), k)
         kept = min(k, self._rows)
         for block, (block_scores, block_rows) in enumerate(jax.device_get(found)):
             best = np.lexsort((block_rows, -block_scores))[:, :kept]
@@ -91,7 +90,7 @@ class ExactIndex:
         best = jax.device_put((np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)), along)
         queries_QD = jax.device_put(queries_QD, self._split(None, None))
         for chunk in self._chunks:
-            best = _better(best, *chunk, queries_QD, self._rows)
+            best = _better(best, chunk, queries_QD, self._rows)
         return best
 
     def _place(self, vectors: np.ndarray, chunk: int, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -128,9 +127,7 @@ class ExactIndex:
 @jax.jit
 def _better(
     so_far: tuple[jax.Array, jax.Array],
-    vectors_ND: jax.Array,
-    scales_N: jax.Array,
-    firsts: jax.Array,
+    chunk: tuple[jax.Array, jax.Array, jax.Array],
     queries_QD: jax.Array,
     rows: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
@@ -139,7 +136,8 @@ def _better(
     `top_k` breaks ties by the lower position, and the lower rows stand first in all that it is given.
     """
 
-    def on_a_device(best_scores, best_rows, vectors_ND, scales_N, first, queries_QD, rows):
+    def on_a_device(so_far, chunk, queries_QD, rows):
+        (best_scores, best_rows), (vectors_ND, scales_N, first) = so_far, chunk
         # Highest precision: an accelerator would otherwise round the factors to bfloat16 or TF32.
         vectors_ND = vectors_ND.astype(jnp.float32)
         scores_QN = jnp.einsum("QD,ND->QN", queries_QD, vectors_ND, precision=jax.lax.Precision.HIGHEST)
@@ -155,10 +153,15 @@ def _better(
     along, best = parallel.spec("batch"), parallel.spec(None, "batch")
     return jax.shard_map(
         on_a_device,
-        in_specs=(best, best, parallel.spec("batch", None), along, along, parallel.spec(None, None), parallel.spec()),
+        in_specs=(
+            (best, best),
+            (parallel.spec("batch", None), along, along),
+            parallel.spec(None, None),
+            parallel.spec(),
+        ),
         out_specs=(best, best),
         check_vma=False,
-    )(*so_far, vectors_ND, scales_N, firsts, queries_QD, jnp.asarray(rows, jnp.int32))
+    )(so_far, chunk, queries_QD, jnp.asarray(rows, jnp.int32))
 
 
 def stored_bytes(rows: int, dimensions: int, dtype: str = "float32") -> int:
@@ -173,11 +176,9 @@ def top_k(
 
     Args:
       progress: told how many rows have been compared.
-    Returns: int64[Q, k] rows and float32[Q, k] products, best first, of rows that tie for the last place any; -1 and
-      -inf beyond the last row.
+    Returns: int64[Q, k] rows and float32[Q, k] products, best first, of rows that tie for the last place any.
     """
-    rows = np.full((len(queries), k), -1, np.int64)
-    scores = np.full((len(queries), k), -np.inf, np.float32)
+    rows, scores = base.nothing_found(len(queries), k)
     for start, block in checked_blocks(vectors):
         for first in range(0, len(queries), TRUTH_QUERIES):
             span = slice(first, first + TRUTH_QUERIES)
@@ -192,30 +193,14 @@ def top_k(
     return rows, scores
 
 
-def check_matrix(vectors: np.ndarray) -> None:
-    """Raises ValueError unless there is at least one vector to index; reads none of them."""
-    if vectors.ndim != 2:
-        raise ValueError(f"index vectors have shape {list(vectors.shape)}; make them [N, D]")
-    base.check_rows(len(vectors))
-
-
 def checked_blocks(vectors: np.ndarray, *, first_row: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (row of the first, float32[n, D]) for the blocks of an array or memmap, one in memory at a time.
+    """Yields (row of the first, float32[n, D]) for blocks of an array or memmap float[N, D], one in memory at a time.
 
-    Args:
-      vectors: float[N, D].
-      first_row: the number of the first vector, to count from.
-    Raises: ValueError at the first block with a vector that is not finite, with its row.
+    Raises: ValueError at the first block with a vector that is not finite, with its row counted from `first_row`.
     """
     for start in range(0, len(vectors), CHUNK_ROWS):
         block = np.asarray(vectors[start : start + CHUNK_ROWS], dtype=np.float32)
-        finite = base.finite_rows(block)
-        if not finite.all():
-            raise ValueError(
-                f"{(~finite).sum()} of {len(block)} index vectors are not finite, first row"
-                f" {first_row + start + finite.argmin()} (in a value or their squared length); mend the encoder that"
-                " made them"
-            )
+        base.check_finite(block, "index", first_row + start)
         yield first_row + start, block
 
 

@@ -16,20 +16,20 @@ from searchr1_jax.retrieval import parts
 from searchr1_jax.retrieval import rankers
 
 
+@dataclasses.dataclass(frozen=True)
 class LocalRetriever:
     """A Retriever over one corpus, as thread-safe as its two parts (ours all are)."""
 
-    def __init__(self, corpus: corpora.Corpus, ranker: base.Ranker):
-        self.corpus = corpus
-        self.ranker = ranker
+    corpus: corpora.Corpus
+    ranker: base.Ranker
 
     def search(self, queries: list[str], k: int) -> list[list[types.Passage]]:
         """Returns at most k passages for each query, best first, their scores the ranker's."""
         rows, scores = self.ranker.rank(queries, k)
         return [
             [
-                dataclasses.replace(self.corpus[row], score=score)
-                for row, score in zip(found, products, strict=True)
+                dataclasses.replace(self.corpus[row], score=s)
+                for row, s in zip(found, products, strict=True)
                 if row != -1
             ]
             for found, products in zip(rows.tolist(), scores.tolist(), strict=True)
@@ -42,16 +42,11 @@ def build(
     """Fits a hashed n-gram encoder on a corpus, encodes and indexes it: seconds for 20,000 passages.
 
     Args:
-      corpus_path: a jsonl file, see `corpus.Corpus`.
       index: a key of parts.IN_MEMORY, or "auto" for `parts.default`.
-      dimensions: D of the vectors.
       cache_dir: for the corpus' offsets, if its own folder cannot be written to.
-    Raises: ValueError for an index kind that does not exist or a broken corpus; ImportError without ScaNN.
+    Raises: ValueError for a broken corpus; ImportError without ScaNN.
     """
     index = parts.default() if index == "auto" else index
-    if index not in parts.IN_MEMORY:
-        known = ", ".join(map(repr, parts.IN_MEMORY))
-        raise ValueError(f"retriever.index is {index!r}; set it to one of {known}")
     corpus = corpora.Corpus(corpus_path, cache_dir)
     encoder = embed.HashedNgramEncoder.fit(corpus, dimensions=dimensions)
     vectors = parts.IN_MEMORY[index](embed.embed_corpus(encoder, corpus))

@@ -86,9 +86,7 @@ class OnlineRetriever:
 
     Args:
       engine: a key of ENGINES. Its keys are taken from the environment, and never shown in an error or a log.
-      timeout_s: how long one request may take, to the last byte of the answer.
-      attempts: requests before a search has failed; time-outs and status 5xx or 429 are tried again.
-      backoff_s: pause before the second attempt; doubles with each further one.
+      timeout_s, attempts, backoff_s: see `remote.Patience` and `remote.send`.
       url: where to ask instead of the engine's own url.
     Raises: ValueError naming an engine that does not exist, or an environment variable that is not set.
     """
@@ -113,10 +111,6 @@ class OnlineRetriever:
             raise ValueError(f"k is {k}; {self._engine.title} gives at most {self._engine.most} results")
         return [self._search(query, k) for query in queries]
 
-    def check(self) -> None:
-        """Makes one search, so that a wrong key is reported before any long work."""
-        self.search(["test"], 1)
-
     def _key(self, variable: str) -> str:
         key = os.environ.get(variable, "").strip()
         if not key:
@@ -129,12 +123,9 @@ class OnlineRetriever:
     def _search(self, query: str, k: int) -> list[types.Passage]:
         engine = self._engine
         wanted = {engine.count: str(k)} if engine.count else {}
-        call = remote.Call(
-            name=engine.title,
-            url=self._url,
-            params={"q": query, **engine.parameters, **wanted, **self._parameters},
-            headers={"Accept": "application/json", **self._headers},
-        )
+        parameters = {"q": query, **engine.parameters, **wanted, **self._parameters}
+        headers = {"Accept": "application/json", **self._headers}
+        call = engine.title, dict(method="GET", url=self._url, params=parameters, headers=headers)
         read = lambda body: _passages(body, engine)[:k]
         return remote.send([call], read, [query], patience=self._patience)[0]
 

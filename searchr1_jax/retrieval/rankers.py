@@ -6,7 +6,8 @@ queries ─▶ each ranker's best ─ reciprocal rank fusion ─▶ rows, scores
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+import dataclasses
 
 import numpy as np
 
@@ -16,23 +17,19 @@ RRF_K = 60  # what Cormack et al. found best, and all have taken since
 FUSED = 100  # rows of each ranker that take part, at least
 
 
+@dataclasses.dataclass(frozen=True)
 class ByVectors:
-    """The rows whose vectors have the highest inner product with the query's.
+    """The rows whose vectors have the highest inner product with the query's."""
 
-    Args:
-      encoder: of the queries; the same that encoded the passages.
-      index: of the passages' vectors, row i of the index being row i of the corpus.
-    """
-
-    def __init__(self, encoder: base.Encoder, index: base.VectorIndex):
-        self.encoder = encoder
-        self.index = index
+    encoder: base.Encoder  # of the queries; the same that encoded the passages
+    index: base.VectorIndex  # of the passages' vectors, row i of the index being row i of the corpus
 
     def rank(self, queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns int64[Q, k] rows and float32[Q, k] inner products, best first; -1 and -inf for "none"."""
         return self.index.search(self.encoder.encode(queries, "query"), k)
 
 
+@dataclasses.dataclass(frozen=True)
 class Fused:
     """Several rankers' rows by reciprocal rank fusion (Cormack, Clarke and Büttcher, 2009).
 
@@ -41,23 +38,20 @@ class Fused:
     Only each ranker's best 100 (or k, if that is more) take part; among equals the lower row comes first.
     """
 
-    def __init__(self, rankers: Sequence[base.Ranker]):
-        self.rankers = tuple(rankers)
+    rankers: Sequence[base.Ranker]
 
     def rank(self, queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns int64[Q, k] rows and float32[Q, k] fused scores, best first; -1 and -inf for "none"."""
-        base.check_k(k)
         found = [ranker.rank(queries, max(k, FUSED))[0] for ranker in self.rankers]
-        rows = np.full((len(queries), k), -1, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        rows, scores = base.nothing_found(len(queries), k)
         for query in range(len(queries)):
-            fused = fuse([ranked[query][ranked[query] >= 0].tolist() for ranked in found])[:k]
-            for place, (row, score) in enumerate(fused):
+            fused = fuse(ranked[query][ranked[query] >= 0].tolist() for ranked in found)
+            for place, (row, score) in enumerate(fused[:k]):
                 rows[query, place], scores[query, place] = row, score
         return rows, scores
 
 
-def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+def fuse(rankings: Iterable[Sequence[int]]) -> list[tuple[int, float]]:
     """Rows of several rankings, best first each, with their fused scores, best first."""
     scores: dict[int, float] = {}
     for ranking in rankings:

@@ -39,10 +39,7 @@ _secrets: set[str] = set()  # keys, as they are and as a url spells them
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for an answer, and how often to ask.
-
-    Raises: ValueError for limits that leave no request.
-    """
+    """How long to wait for an answer, and how often to ask. Raises: ValueError for limits that leave no request."""
 
     timeout_s: float  # of one request, from the connection to the last byte of the answer
     attempts: int  # requests before a search has failed, over all its servers
@@ -62,16 +59,7 @@ class Patience:
         return min(max(shortest, retry_after_s), self.backoff_s * 2 ** (last_round - 1))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Call:
-    """One HTTP request to one server."""
-
-    name: str  # of the server, in messages
-    url: str
-    method: str = "GET"
-    params: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)  # these two may hold keys
-    headers: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False)
-    json: Any = None
+Call = tuple[str, dict[str, Any]]  # a server's name, and the arguments of requests' `request`, which may hold keys
 
 
 def send(
@@ -87,7 +75,6 @@ def send(
       calls: the request, once for each server.
       read: makes the answer of the body, or raises ValueError in words of what is wrong with it.
       queries: what is searched for, to name in an error.
-      patience: with each server and with all of them.
       first: the server to start with.
     Returns: the answer and which server gave it.
     Raises: RetrievalError naming the servers and what was wrong with each of them.
@@ -98,28 +85,28 @@ def send(
         if rounds and not turn:
             time.sleep(patience.pause_s(rounds, len(calls), min(retry_after_s, default=0.0)))
             retry_after_s.clear()
-        which = (first + turn) % len(calls)
-        call, attempt = calls[which], attempt + 1
+        which, attempt = (first + turn) % len(calls), attempt + 1
+        name, arguments = calls[which]
         try:
-            status, headers, body = _exchange(call, patience.timeout_s)
+            status, headers, body = _exchange(arguments, patience.timeout_s)
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
-            causes[call.name] = f"no answer within {patience.timeout_s} s"
+            causes[name] = f"no answer within {patience.timeout_s} s"
             continue
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            causes[call.name] = str(error)
+            causes[name] = str(error)
             continue
+        causes[name] = f"status {status}: {shown(body)}"
         if status >= 500 or status == 429:
-            causes[call.name] = f"status {status}: {shown(body)}"
             if headers.get("Retry-After", "").isdecimal():
                 retry_after_s.append(float(headers["Retry-After"]))
             continue
         try:
-            if status != 200:
-                raise ValueError(f"status {status}: {shown(body)}")
-            return read(body), which
+            if status == 200:
+                return read(body), which
         except ValueError as error:
-            causes = {call.name: str(error)}
-            break
+            causes[name] = str(error)
+        causes = {name: causes[name]}
+        break
     # Raised out here, where no other exception hangs on to it: those of requests hold urls with keys in them.
     cause = _redacted("; ".join(f"{name}: {cause}" for name, cause in causes.items()))
     raise base.RetrievalError(queries[0], cause, attempt, len(queries))
@@ -144,8 +131,7 @@ def _redact_record(record: logging.LogRecord) -> bool:
 
 def parsed(body: bytes) -> Any:
     """Returns the JSON of an answer's body; raises ValueError when it is none."""
-    try:
-        # Not response.json(): where simplejson is installed it takes that, which reads NaN differently.
+    try:  # not response.json(): where simplejson is installed it takes that, which reads NaN differently
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the answer is not JSON ({error}): {shown(body)}") from error
@@ -162,11 +148,8 @@ class RemoteRetriever:
     Args:
       url: of the server or servers, each with or without the final /retrieve; several as a sequence or with commas
         between. They must serve the same passages: a search starts at the one that answered last.
-      timeout_s: how long one request may take, from the connection to the last byte of the answer.
-      attempts: requests before a search has failed, over all servers. Connections that fail, time-outs and
-        status 5xx or 429 are tried again; other statuses and answers that are not the protocol are not.
-      backoff_s: pause when every server has been asked once; doubles with each further round. A server that
-        names a longer one (Retry-After) is given that, up to the longest of these pauses.
+      timeout_s, attempts, backoff_s: see `Patience` and `send`. A server that names a longer pause (Retry-After) is
+        given that, up to the longest of these pauses.
     Raises: ValueError for a url that is none, or fewer attempts than servers.
     """
 
@@ -188,15 +171,11 @@ class RemoteRetriever:
         if not queries:
             return []
         request = {"queries": queries, "topk": k, "return_scores": True}
-        calls = [Call(name=url, url=url, method="POST", json=request) for url in self.endpoints]
+        calls = [(url, dict(method="POST", url=url, json=request)) for url in self.endpoints]
         passages, self._first = send(
             calls, lambda body: _passages(body, queries, k), queries, patience=self._patience, first=self._first
         )
         return passages
-
-    def check(self) -> None:
-        """Makes one tiny search, so that a server out of reach is reported before any long work."""
-        self.search(["test"], 1)
 
 
 def _endpoint(url: str) -> str:
@@ -212,23 +191,14 @@ def _session() -> requests.Session:
     return _thread.session
 
 
-def _exchange(call: Call, timeout_s: float) -> tuple[int, Mapping[str, str], bytes]:
+def _exchange(arguments: dict[str, Any], timeout_s: float) -> tuple[int, Mapping[str, str], bytes]:
     """Returns status, headers and body of the answer to one request.
 
     The body is read piece by piece against one deadline: a server that drips bytes would start requests' own
     clock anew with each. Once the headers are here, at most one piece, itself within timeout_s, comes late.
     """
     deadline = time.monotonic() + timeout_s
-    with _session().request(
-        call.method,
-        call.url,
-        params=call.params,
-        headers=call.headers,
-        json=call.json,
-        timeout=timeout_s,
-        allow_redirects=False,
-        stream=True,
-    ) as response:
+    with _session().request(**arguments, timeout=timeout_s, allow_redirects=False, stream=True) as response:
         pieces = []
         while piece := response.raw.read1(1 << 16, decode_content=True):
             pieces.append(piece)

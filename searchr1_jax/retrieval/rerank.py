@@ -21,47 +21,29 @@ from searchr1_jax.retrieval import text_encoder
 class CrossEncoder:
     """Scores pairs of texts by a BERT classifier with one label; callable from any thread and under any mesh.
 
-    A pair's score is the same, to the bit, whatever pairs come with it (see `text_encoder`).
+    A pair's score is the same, to the bit, whatever pairs come with it (see `text_encoder`). The longer text of a pair
+    that the model has no positions for is cut first.
 
     Args:
       name: a directory in Hugging Face format, or a model id of the hub (owner/name).
-      max_tokens: of a pair with its frame, of which the longer text is cut first; the model's positions if None.
-      dtype: one of `text_encoder.DTYPES`.
       rows: of a batch, on each device.
       devices: of this process; all of them if None.
     Raises: ValueError for what is missing or not implemented, by name.
     """
 
-    def __init__(
-        self,
-        name: str | os.PathLike,
-        *,
-        max_tokens: int | None = None,
-        dtype: str = "float32",
-        rows: int = 16,
-        devices: Sequence[parallel.Device] | None = None,
-    ):
-        self.directory = hf.directory(str(name))
-        config = encoder.read_config(self.directory)
+    def __init__(self, name: str | os.PathLike, *, rows: int = 16, devices: Sequence[parallel.Device] | None = None):
+        directory = hf.directory(str(name))
+        config = encoder.read_config(directory)
         if config.token_types < 2:
             raise ValueError(f"{name} knows {config.token_types} token type; a cross-encoder tells 2 texts apart by it")
-        max_tokens = max_tokens or config.max_positions
-        text_encoder.check_max_tokens(max_tokens, config.max_positions)
-        text_encoder.check_dtype(dtype)
         self._rows = rows
-        self._frame = text_encoder.load_framing(self.directory, max_tokens)
         self._model = text_encoder.BatchedModel(
-            self.directory, encoder.PairModel, max_tokens=max_tokens, dtype=dtype, devices=devices
+            directory, encoder.PairModel, max_tokens=config.max_positions, dtype="float32", devices=devices
         )
-
-    @property
-    def programs(self) -> int:
-        """Programs compiled so far, at most one a bucket."""
-        return self._model.programs
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """Returns float32[N], the logit of each (query, passage); higher fits better."""
-        return self._model(pairs, self._frame, self._rows, np.empty(len(pairs), np.float32))
+        return self._model(pairs, self._rows, np.empty(len(pairs), np.float32))
 
 
 class Reranked:
@@ -78,9 +60,7 @@ class Reranked:
     def __init__(self, ranker: base.Ranker, cross_encoder: CrossEncoder, corpus: corpora.Corpus, candidates: int):
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}; a reranker needs at least 1, and 20 to 100 are usual")
-        self._ranker = ranker
-        self._cross_encoder = cross_encoder
-        self._corpus = corpus
+        self._ranker, self._cross_encoder, self._corpus = ranker, cross_encoder, corpus
         self._candidates = candidates
 
     def rank(self, queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@
 
     vectors[N, D], a memmap ─ build, a shard at a time ─▶ directory ─ load ─▶ ScannIndex ─ search ─▶ the shards' best
                                                                                  │                   merged
-                              the cheapest search that finds enough ◀─ scann_tuning ─┘
+                              the cheapest search that finds enough ◀─ scann_part ─┘
 
 ScaNN comes without TensorFlow here and only for x86-64 Linux, so it is imported when an index is made.
 """
@@ -21,7 +21,7 @@ import math
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 import zlib
 
 import numpy as np
@@ -67,8 +67,7 @@ class Settings:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Shard:
+class _Shard(NamedTuple):
     first_row: int
     rows: int
     searcher: Any  # ScaNN's
@@ -89,54 +88,40 @@ class ScannIndex:
     """
 
     def __init__(self, vectors: np.ndarray, *, settings: Settings | None = None):
-        vectors = base.checked_vectors(vectors, "index")
-        exact_index.check_matrix(vectors)
-        settings = settings or Settings.for_rows(*vectors.shape)
-        _check(settings, len(vectors))
-        shard = _Shard(first_row=0, rows=len(vectors), searcher=_searcher(vectors, settings))
-        self._compose([shard], vectors.shape[1], settings, threads=1)
+        base.check_matrix(vectors)
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        base.check_finite(vectors, "index")
+        self.settings = settings or Settings.for_rows(*vectors.shape)
+        _check(self.settings, len(vectors))
+        self._shards = [_Shard(0, len(vectors), _searcher(vectors, self.settings))]
+        self.dimensions, self._threads = vectors.shape[1], 1
 
     @classmethod
-    def load(
-        cls,
-        directory: str | os.PathLike,
-        *,
-        leaves_searched: int | None = None,
-        rescored: int | None = None,
-        threads: int | None = None,
-    ) -> ScannIndex:
+    def load(cls, directory: str | os.PathLike, *, threads: int | None = None, **searched: int) -> ScannIndex:
         """The index that `build` wrote, wherever the directory lies now.
 
         Args:
-          leaves_searched, rescored: in place of the settings', as `scann_tuning` measured them.
           threads: that share the queries of one call; as many as there are cores if None.
+          searched: arguments of `searching`, as `scann_part` measured them.
         Raises: ValueError when the directory holds no whole index; ImportError without ScaNN.
         """
         directory = pathlib.Path(directory)
         if not (directory / RECORD).exists():
             raise ValueError(f"{directory} holds no whole ScaNN index; build it, which goes on where it was stopped")
-        record = json.loads((directory / RECORD).read_text())
-        scann = _scann()
-        shards = [
-            _Shard(first_row=first, rows=stop - first, searcher=scann.load_searcher(str(directory / _name(number))))
+        record, scann, index = json.loads((directory / RECORD).read_text()), scann_package(), cls.__new__(cls)
+        index.settings, index.dimensions = Settings(**record["settings"]), record["dimensions"]
+        index._threads = threads or os.cpu_count() or 1
+        index._shards = [
+            _Shard(first, stop - first, scann.load_searcher(str(directory / _name(number))))
             for number, (first, stop) in enumerate(_bounds(record["rows"], record["shards"]))
         ]
-        index = cls.__new__(cls)
-        index._compose(shards, record["dimensions"], Settings(**record["settings"]), threads or os.cpu_count() or 1)
-        return index.searching(leaves_searched=leaves_searched, rescored=rescored)
-
-    def _compose(self, shards: list[_Shard], dimensions: int, settings: Settings, threads: int) -> None:
-        self.settings = settings
-        self._shards, self.dimensions, self._threads = shards, dimensions, threads
-        self._rows = sum(shard.rows for shard in shards)
+        return index.searching(**searched)
 
     def searching(self, *, leaves_searched: int | None = None, rescored: int | None = None) -> ScannIndex:
         """The same index, searched less or more thoroughly; None leaves a setting as it is."""
         given = {"leaves_searched": leaves_searched, "rescored": rescored}
         index = copy.copy(self)
-        index.settings = dataclasses.replace(
-            self.settings, **{name: value for name, value in given.items() if value is not None}
-        )
+        index.settings = dataclasses.replace(index.settings, **{key: n for key, n in given.items() if n is not None})
         _check(index.settings, min(shard.rows for shard in self._shards))
         return index
 
@@ -145,10 +130,8 @@ class ScannIndex:
 
         Raises: ValueError when a vector is not finite or of another dimension, or k < 1.
         """
-        base.check_k(k)
-        vectors = base.checked_vectors(vectors, "query", self.dimensions)
-        rows = np.full((len(vectors), k), -1, dtype=np.int64)
-        scores = np.full((len(vectors), k), -np.inf, dtype=np.float32)
+        vectors = base.checked_queries(vectors, self.dimensions)
+        rows, scores = base.nothing_found(len(vectors), k)
 
         # One by one: in a batch the last bits of a score depend on the batch's size, hence near ties too, and
         # short results are filled with row 0 and NaN. A tree is no faster in batches.
@@ -157,9 +140,8 @@ class ScannIndex:
             rows[query, : len(found)] = found
             scores[query, : len(found)] = products
 
-        threads = min(self._threads, len(vectors))
-        if threads > 1:  # ScaNN lets other threads run while it searches
-            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        if min(self._threads, len(vectors)) > 1:  # ScaNN lets other threads run while it searches
+            with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:
                 list(pool.map(search_one, range(len(vectors))))
         else:
             for query in range(len(vectors)):
@@ -203,19 +185,18 @@ def build(
     Raises: ValueError when the vectors are not finite or there are none, or settings do not fit a shard;
       OSError when the disk has no room; ImportError without ScaNN.
     """
-    exact_index.check_matrix(vectors)
+    base.check_matrix(vectors)
     rows, dimensions = vectors.shape
     shards = shard_count(rows, shard_rows)
     bounds = _bounds(rows, shards)
     settings = settings or Settings.for_rows(-(-rows // shards), dimensions)
     _check(settings, rows // shards)
-    _scann()
+    scann_package()
     record = {"dimensions": dimensions, "settings": dataclasses.asdict(settings)}
     records = [
         record | {"rows": stop - first, "checksum": _checksum(vectors[first:stop], first)} for first, stop in bounds
     ]
-    directory = pathlib.Path(directory)
-    whole = record | {"rows": rows, "shards": shards}
+    directory, whole = pathlib.Path(directory), record | {"rows": rows, "shards": shards}
     for number, (first, stop) in enumerate(bounds):
         path = directory / _name(number)
         if _read(path / RECORD) != records[number]:
@@ -237,15 +218,10 @@ def build(
         files.write(directory / RECORD, json.dumps(whole))
 
 
-def check() -> None:
-    """Raises ImportError where ScaNN has no wheel for this machine, or is not installed."""
-    _scann()
-
-
 def available() -> bool:
     """Whether ScaNN can be imported on this machine."""
     try:
-        check()
+        scann_package()
     except ImportError:
         return False
     return True
@@ -253,7 +229,7 @@ def available() -> bool:
 
 def _searcher(vectors: np.ndarray, settings: Settings):
     """ScaNN's searcher of float32[N, D]."""
-    scann = _scann()
+    scann = scann_package()
     builder = scann.builder(vectors, min(settings.rescored, len(vectors)), "dot_product")
     if not settings.leaves:
         builder.score_brute_force()
@@ -276,9 +252,9 @@ def _searcher(vectors: np.ndarray, settings: Settings):
 
 def _check(settings: Settings, rows: int) -> None:
     """Raises ValueError unless a shard of so many rows can be built and searched so."""
-    if settings.leaves > (limit := min(rows, settings.training_rows)):
+    if settings.leaves > (rows := min(rows, settings.training_rows)):
         raise ValueError(
-            f"{settings.leaves} leaves for {limit} rows to train on; set leaves to √rows, or to 0 for no tree"
+            f"{settings.leaves} leaves for {rows} rows to train on; set leaves to √rows, or to 0 for no tree"
         )
     if settings.leaves and not 1 <= settings.leaves_searched <= settings.leaves:
         raise ValueError(f"leaves_searched is {settings.leaves_searched}; there are {settings.leaves}, search some")
@@ -316,7 +292,8 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _scann():
+def scann_package() -> Any:
+    """ScaNN's own module. Raises: ImportError where it has no wheel for this machine, or is not installed."""
     try:
         from scann.scann_ops.py import scann_ops_pybind
     except ImportError as error:

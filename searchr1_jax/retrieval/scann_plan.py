@@ -1,25 +1,17 @@
 """What a ScaNN index will take of memory and disk, before it is built.
 
-rows, dimensions, Settings ─▶ Plan        memory to build in ─▶ rows of a shard
+rows, dimensions, Settings ─▶ Estimate        memory to build in ─▶ rows of a shard
 """
 
 from __future__ import annotations
 
-import dataclasses
+import bisect
 
 from searchr1_jax.retrieval import exact_index
+from searchr1_jax.retrieval import part
 from searchr1_jax.retrieval import scann_index
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What an index will take, in bytes."""
-
-    shards: int
-    serving_bytes: int  # of memory, loaded
-    disk_bytes: int  # of the index's files
-    building_bytes: int  # of memory, while one shard is built; pages of the vectors' file not counted
-    vectors_bytes: int  # of the file it is built from
+INDEXING_S = 0.3e-3  # seconds to index a passage of 768 dimensions on 2 cores
 
 
 def plan(
@@ -29,7 +21,7 @@ def plan(
     settings: scann_index.Settings | None = None,
     shard_rows: int,
     vectors_dtype: str = "float32",
-) -> Plan:
+) -> part.Estimate:
     """What `build` with these arguments will take.
 
     A row is held as its vector, a code of half a byte a block (a whole byte in the file) and its leaf's number; with
@@ -38,26 +30,24 @@ def plan(
     built ScaNN has it twice as float32, its codes a byte each, and the training sample twice.
     """
     shards = scann_index.shard_count(rows, shard_rows)
+    name = f"ScaNN, {shards} shard{'s' if shards > 1 else ''}"
+    seconds = INDEXING_S * rows * dimensions / 768
     largest = -(-rows // shards)
     settings = settings or scann_index.Settings.for_rows(largest, dimensions)
     given = 0 if vectors_dtype == "float32" else 4 * largest * dimensions  # a shard as float32
-    vectors = rows * dimensions * exact_index.DTYPES[vectors_dtype]
     if not settings.leaves:
         stored = 4 * rows * dimensions
-        return Plan(
-            shards=shards, serving_bytes=stored, disk_bytes=stored, vectors_bytes=vectors,
-            building_bytes=4 * largest * dimensions + given,
-        )  # fmt: skip
+        return part.Estimate(name, stored, 4 * largest * dimensions + given, stored, seconds)
     blocks = -(-dimensions // settings.dimensions_a_code)
     soar = settings.soar is not None
     stored = rows * dimensions * exact_index.DTYPES[settings.dtype] + shards * settings.leaves * dimensions * 8
     sample = min(largest, settings.training_rows)
-    return Plan(
-        shards=shards,
-        serving_bytes=stored + int(rows * (blocks / 2 * (1 + 0.5 * soar) + 4 * (1 + soar))),
+    return part.Estimate(
+        name,
         disk_bytes=stored + rows * (blocks + 4) * (1 + soar),
         building_bytes=largest * (8 * dimensions + blocks + 16) + 8 * sample * dimensions + given,
-        vectors_bytes=vectors,
+        serving_bytes=stored + int(rows * (blocks / 2 * (1 + 0.5 * soar) + 4 * (1 + soar))),
+        seconds=seconds,
     )
 
 
@@ -67,16 +57,11 @@ def shard_rows(rows: int, *, memory_bytes: int, dimensions: int) -> int:
     Raises: ValueError where not even scann_index.BRUTE_FORCE_ROWS fit.
     """
 
-    def needed(shard):
-        return plan(shard, dimensions, shard_rows=shard, vectors_dtype="bfloat16").building_bytes
-
-    low, high = min(rows, scann_index.BRUTE_FORCE_ROWS), rows
+    needed = lambda shard: plan(shard, dimensions, shard_rows=shard, vectors_dtype="bfloat16").building_bytes
+    low = min(rows, scann_index.BRUTE_FORCE_ROWS)
     if needed(low) > memory_bytes:
         raise ValueError(
             f"{memory_bytes / 1e9:.1f} GB of memory do not hold a shard of {low:,} rows while it is built, which takes"
             f" {needed(low) / 1e9:.1f} GB; give more memory"
         )
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if needed(middle) <= memory_bytes else (low, middle - 1)
-    return low
+    return bisect.bisect_right(range(rows + 1), memory_bytes, lo=low, key=needed) - 1

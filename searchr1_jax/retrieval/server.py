@@ -25,7 +25,6 @@ import dataclasses
 import json
 import math
 import signal
-import threading
 import time
 from typing import Any
 
@@ -44,6 +43,7 @@ _WARM = "warm up"
 RETRY_AFTER_S = 1
 DRAINED = 8  # times the limit of a request that are read, and forgotten, before the server hangs up
 HANG_UP = {"Connection": "close"}
+SHUTDOWN_S = 30  # for requests under way when the server is told to stop
 KEEP_ALIVE_S = 75  # longer than a client's pauses, so that it is not the server that hangs up under a request
 
 
@@ -63,11 +63,9 @@ class Settings:
     batch_wait_ms: float = 0.0  # how long a request waits for others to be searched with; 0: never batched
     # Sizes of the searches before the first answer; their queries are longer and longer, as far as the size goes.
     warm_queries: tuple[int, ...] = (1, 8, 64)
-    shutdown_s: int = 30  # for requests under way when the server is told to stop
 
     def __post_init__(self):
-        for name in ("topk", "max_topk", "max_queries", "max_query_chars", "max_body_bytes", "threads", "max_waiting",
-                     "batch_queries"):  # fmt: skip
+        for name in ("topk", "max_topk", "max_queries", "threads", "max_waiting", "batch_queries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; set it to at least 1")
         if self.topk > self.max_topk:
@@ -96,7 +94,7 @@ def serve(
             lifespan="on",
             ws="none",
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=settings.shutdown_s,
+            timeout_graceful_shutdown=SHUTDOWN_S,
         )
     )
     application.state.stop = lambda: setattr(server, "should_exit", True)
@@ -110,15 +108,12 @@ def app(retriever: base.Retriever, settings: Settings, info: Mapping[str, Any] |
     """Returns the application, which warms the retriever up when it starts; see `serve`."""
     service = _Service(retriever, settings, dict(info or {}))
     refusals: dict[Any, Any] = {exceptions.HTTPException: _refusal}
-    application = applications.Starlette(
-        routes=[
-            routing.Route("/retrieve", service.retrieve, methods=["POST"]),
-            routing.Route("/health", service.health),
-            routing.Route("/metrics", service.show_metrics),
-        ],
-        exception_handlers=refusals,
-        lifespan=service.lifespan,
-    )
+    routes = [
+        routing.Route("/retrieve", service.retrieve, methods=["POST"]),
+        routing.Route("/health", service.health),
+        routing.Route("/metrics", service.show_metrics),
+    ]
+    application = applications.Starlette(routes=routes, exception_handlers=refusals, lifespan=service.lifespan)
     application.state.broken = None  # what the warm-up raised
     application.state.stop = lambda: None
     return application
@@ -127,9 +122,6 @@ def app(retriever: base.Retriever, settings: Settings, info: Mapping[str, Any] |
 @contextlib.contextmanager
 def _signals_end_quietly():
     """Lets `serve` return: once uvicorn has stopped, it sends itself the signal again that stopped it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
@@ -170,7 +162,9 @@ class _Service:
             response, queries = await self._answer(request)
         except exceptions.HTTPException as refusal:
             response, queries = await _refusal(request, refusal), 0
-        self._metrics.count_request(response.status_code, queries, time.monotonic() - start)
+        self._metrics.requests[response.status_code] += 1
+        self._metrics.queries += queries
+        self._metrics.seconds.count(time.monotonic() - start)
         return response
 
     async def _answer(self, request: requests.Request) -> tuple[responses.Response, int]:
@@ -217,7 +211,7 @@ class _Service:
         raise _busy("warming up" if broken is None else f"the warm-up failed: {broken}")
 
     async def show_metrics(self, request: requests.Request) -> responses.Response:
-        text = self._metrics.text(self._searches.waiting)
+        text = self._metrics.text(len(self._searches.waiting))
         return responses.Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -295,24 +289,20 @@ class _Searches:
 
     def __init__(self, retriever: base.Retriever, settings: Settings, metrics: server_metrics.ServerMetrics):
         self._retriever, self._settings, self._metrics = retriever, settings, metrics
-        self._waiting: collections.deque[_Search] = collections.deque()
+        self.waiting: collections.deque[_Search] = collections.deque()
         self._running: set[asyncio.Task] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(settings.threads, "search")
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
 
     async def search(self, queries: list[str], k: int) -> list[list[types.Passage]] | Exception:
         """Returns the passages for each query, or what the search raised.
 
         Raises: HTTPException when too many wait already.
         """
-        if len(self._waiting) >= self._settings.max_waiting:
-            raise _busy(f"{len(self._waiting)} requests are waiting already; try again later")
+        if len(self.waiting) >= self._settings.max_waiting:
+            raise _busy(f"{len(self.waiting)} requests are waiting already; try again later")
         loop = asyncio.get_running_loop()
         search = _Search(queries=queries, k=k, outcome=loop.create_future())
-        self._waiting.append(search)
+        self.waiting.append(search)
         self._start()
         # The timer says what is due: a clock read when it fires may be a little behind it (uvloop's is).
         timer = loop.call_later(self._settings.batch_wait_ms / 1000, self._is_due, search)
@@ -330,16 +320,16 @@ class _Searches:
 
     def _start(self) -> None:
         """Starts the batches that are due, as far as there are threads for them."""
-        while self._waiting and len(self._running) < self._settings.threads and (batch := self._due()):
+        while self.waiting and len(self._running) < self._settings.threads and (batch := self._due()):
             self._running.add(asyncio.create_task(self._run(batch)))
 
     def _due(self) -> list[_Search]:
         """Takes a batch out of the queue: the oldest and others of its k, if it is full or has waited enough."""
-        oldest = self._waiting[0]
+        oldest = self.waiting[0]
         if not self._settings.batch_wait_ms:
-            return [self._waiting.popleft()]
+            return [self.waiting.popleft()]
         batch, size, full = [], 0, False
-        for search in self._waiting:
+        for search in self.waiting:
             if search.k == oldest.k:
                 full = bool(batch) and size + len(search.queries) > self._settings.batch_queries
                 if full:
@@ -349,11 +339,11 @@ class _Searches:
         if not (full or oldest.due or size >= self._settings.batch_queries):
             return []
         for search in batch:
-            self._waiting.remove(search)
+            self.waiting.remove(search)
         return batch
 
     async def _run(self, batch: list[_Search]) -> None:
-        self._metrics.count_batch(sum(len(search.queries) for search in batch))
+        self._metrics.batches.count(sum(len(search.queries) for search in batch))
         loop = asyncio.get_running_loop()
         outcomes = await loop.run_in_executor(self._pool, _outcomes, self._retriever, batch)
         for search, outcome in zip(batch, outcomes, strict=True):

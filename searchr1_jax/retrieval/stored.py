@@ -38,11 +38,7 @@ HASHED = "hashed"  # the encoder that needs no files
 
 
 def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of an index.
-
-    Raises:
-      ValueError: where there is no whole index, or one of another format.
-    """
+    """The manifest of an index. Raises: ValueError where there is no whole index, or one of another format."""
     path = pathlib.Path(directory) / MANIFEST
     if not path.is_file():
         begun = (path.parent / PLANNED).exists()
@@ -90,8 +86,7 @@ def open_index(
       corpus, encoder: where these are now, if no longer where the manifest says.
       reranker: Hugging Face directory or hub id of a cross-encoder that orders the best `candidates` anew.
       rows_dtype: of the vectors that exact search holds, float32, bfloat16 or int8; empty: as they are on disk.
-    Raises:
-      ValueError: where a part is missing, or corpus or encoder are not those it was made from, with both values.
+    Raises: ValueError where a part is missing, or corpus or encoder are not those it was made from, with both values.
     """
     directory = pathlib.Path(directory)
     manifest = read_manifest(directory)
@@ -105,12 +100,8 @@ def open_index(
             f"search {search!r} is not possible: {directory} holds {sorted(parts)}; build it with the parts it needs"
         )
     opened = _open_corpus(manifest["corpus"], corpus, directory)
-    opening = part.Opening(
-        directory=directory,
-        parts=parts,
-        encoder=lambda: _open_encoder(manifest["encoder"], directory, encoder),
-        rows_dtype=rows_dtype,
-    )
+    opened_encoder = lambda: _open_encoder(manifest["encoder"], directory, encoder)
+    opening = part.Opening(directory=directory, parts=parts, encoder=opened_encoder, rows_dtype=rows_dtype)
     found = [parts_lib.PARTS[name].open(opening) for name in names]
     ranker = found[0] if len(found) == 1 else rankers.Fused(found)
     if reranker:
@@ -127,8 +118,7 @@ def identity(
     made = without_paths(manifest) | {"made_with": None, "parts": parts}
     digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
     reranked = f"{reranker} over {candidates}" if reranker else ""
-    searched = [search or default_search(manifest), reranked, rows_dtype]
-    return " ".join(filter(None, [f"index {digest[:16]}", *searched]))
+    return " ".join(filter(None, [f"index {digest[:16]}", search or default_search(manifest), reranked, rows_dtype]))
 
 
 def _open_corpus(record: dict[str, Any], path: str, directory: pathlib.Path) -> corpora.Corpus:
@@ -166,15 +156,12 @@ def hashed_encoder(directory: pathlib.Path, dimensions: int) -> embed.HashedNgra
 
 
 def _open_encoder(record: dict[str, Any], directory: pathlib.Path, path: str) -> vector_files.KnownEncoder:
-    settings, path = dict(record["settings"]), path or record["path"]
+    settings, path = record["settings"], path or record["path"]
     if record["path"] == HASHED:
         encoder = hashed_encoder(directory, settings["dimensions"])
+    elif path == record["path"] and not os.path.exists(path):
+        raise ValueError(f"the encoder of {directory} was {path}, which does not exist; say where it is (--encoder)")
     else:
-        settings.pop("lower_case")  # stated by the encoder's own files
-        if path == record["path"] and not os.path.exists(path):
-            raise ValueError(
-                f"the encoder of {directory} was {path}, which does not exist; say where it is (--encoder)"
-            )
         encoder = text_encoder.TextEncoder(path, **settings)
     if encoder.fingerprint != record["fingerprint"]:
         raise ValueError(

@@ -54,62 +54,36 @@ class EncoderSettings:
     def __post_init__(self):
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}; it is one of {POOLINGS}")
-        check_dtype(self.dtype)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; it is one of {DTYPES}")
 
 
-def check_dtype(dtype: str) -> None:
-    """Raises ValueError for a dtype that is not one of `DTYPES`."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it is one of {DTYPES}")
-
-
-def read_settings(
-    directory: str | os.PathLike,
-    *,
-    pooling: str | None = None,
-    normalize: bool | None = None,
-    query_prefix: str | None = None,
-    passage_prefix: str | None = None,
-    max_tokens: int | None = None,
-    dtype: str = "float32",
-) -> EncoderSettings:
-    """The settings that a directory's sentence-transformers files state, and these arguments instead where given.
+def read_settings(directory: str | os.PathLike, **given: Any) -> EncoderSettings:
+    """The settings that a directory's sentence-transformers files state, and those given (and not None) instead.
 
     Pooling and normalisation are stated by modules.json, prefixes by the prompts "query" and "passage" (or
     "document") of config_sentence_transformers.json and else "", the length by sentence_bert_config.json and else
     the model's positions.
 
-    Raises:
-      ValueError: for what is stated nowhere, a module or pooling that is not implemented, or a length that the
-        model has no positions for.
+    Raises: ValueError for what is stated nowhere, or a module or pooling that is not implemented.
     """
     directory = pathlib.Path(directory)
-    stated_pooling, stated_normalize = _read_modules(directory)
-    pooling = stated_pooling if pooling is None else pooling
-    normalize = stated_normalize if normalize is None else normalize
-    if pooling is None or normalize is None:
-        raise ValueError(f"{directory} has no modules.json; give pooling, one of {POOLINGS}, and normalize")
+    pooling, normalize = _read_modules(directory)
     prompts: dict[str, str] = _read_json(directory / "config_sentence_transformers.json").get("prompts", {})
-    of_passages = prompts.get("passage", prompts.get("document", ""))
     reading = _read_json(directory / "sentence_bert_config.json")
-    positions = encoder.read_config(directory).max_positions
-    longest: int = max_tokens or reading.get("max_seq_length") or positions
-    check_max_tokens(longest, positions)
-    return EncoderSettings(
+    stated = dict(
         pooling=pooling,
         normalize=normalize,
-        query_prefix=prompts.get("query", "") if query_prefix is None else query_prefix,
-        passage_prefix=of_passages if passage_prefix is None else passage_prefix,
-        max_tokens=longest,
+        query_prefix=prompts.get("query", ""),
+        passage_prefix=prompts.get("passage", prompts.get("document", "")),
+        max_tokens=reading.get("max_seq_length") or encoder.read_config(directory).max_positions,
         lower_case=bool(reading.get("do_lower_case")),
-        dtype=dtype,
+        dtype="float32",
     )
-
-
-def check_max_tokens(max_tokens: int, positions: int) -> None:
-    """Raises ValueError when texts would be longer than the model's positions, or have no room in their frame."""
-    if not 4 <= max_tokens <= positions:
-        raise ValueError(f"max_tokens is {max_tokens}; the encoder has {positions} positions, make it 4 to {positions}")
+    settings: dict[str, Any] = stated | {name: value for name, value in given.items() if value is not None}
+    if settings["pooling"] is None or settings["normalize"] is None:
+        raise ValueError(f"{directory} has no modules.json; give pooling, one of {POOLINGS}, and normalize")
+    return EncoderSettings(**settings)
 
 
 def _read_json(path: pathlib.Path) -> Any:
@@ -164,17 +138,18 @@ def buckets(max_tokens: int) -> list[int]:
 
 
 class BatchedModel:
-    """A model of `models.encoder` over any number of framed texts; callable from any thread and under any mesh.
+    """A model of `models.encoder` over any number of texts; callable from any thread and under any mesh.
 
     Rows of a batch are split over the devices, each of which holds all weights; no device waits for another.
 
     Args:
-      directory: the model's.
+      directory: the model's, and its tokenizer's.
       kind: `encoder.TextModel` or `encoder.PairModel`.
-      max_tokens: of the longest text.
+      max_tokens: of the longest text with its frame; what is longer is cut.
       dtype: one of DTYPES.
       devices: of this process; all of them if None.
       options: more arguments of the model's call.
+    Raises: ValueError for a length that the model has no positions for, or that has no room in its frame.
     """
 
     def __init__(
@@ -188,9 +163,13 @@ class BatchedModel:
         **options: Any,
     ):
         self.config = encoder.read_config(directory)
+        most = self.config.max_positions
+        if not 4 <= max_tokens <= most:
+            raise ValueError(f"max_tokens is {max_tokens}; the encoder has {most} positions, make it 4 to {most}")
         self.buckets = buckets(max_tokens)
+        self._frame = load_framing(directory, max_tokens)
         self._mesh = parallel.make_mesh(data=-1, fsdp=1, tensor=1, devices=devices or jax.local_devices())
-        self._programs: dict[tuple[int, int], Callable] = {}
+        self.programs: dict[tuple[int, int], Callable] = {}  # at most one a bucket, for each number of rows in use
         self._compiling = threading.Lock()
         with jax.set_mesh(self._mesh):
             graph, _ = decoder.abstract(kind, self.config, jnp.dtype(dtype))
@@ -201,24 +180,11 @@ class BatchedModel:
 
         self._jitted = jax.jit(call)
 
-    @property
-    def programs(self) -> int:
-        """Programs compiled so far: at most one a bucket, for each number of rows in use."""
-        return len(self._programs)
-
-    def __call__(
-        self,
-        texts: Sequence[Any],
-        frame: Callable[[Sequence[Any]], list[tuple[list[int], list[int]]]],
-        rows: int,
-        out: np.ndarray,
-    ) -> np.ndarray:
-        """Fills `out`, one entry a text, and returns it.
+    def __call__(self, texts: Sequence[Any], rows: int, out: np.ndarray) -> np.ndarray:
+        """Fills `out`, float32[N, …], with what the model makes of each text, and returns it.
 
         Args:
-          frame: some of the texts → ids and token types of each.
           rows: of a batch, on each device.
-          out: float32[N, …], what the model makes of each text.
         """
         rows *= self._mesh.devices.size
         waiting: dict[int, list] = {bucket: [] for bucket in self.buckets}
@@ -237,7 +203,7 @@ class BatchedModel:
 
         with jax.set_mesh(self._mesh):
             for start in range(0, len(texts), _FRAMED_AT_ONCE):
-                for place, (ids, types) in enumerate(frame(texts[start : start + _FRAMED_AT_ONCE]), start):
+                for place, (ids, types) in enumerate(self._frame(texts[start : start + _FRAMED_AT_ONCE]), start):
                     bucket = next(length for length in self.buckets if len(ids) <= length)
                     waiting[bucket].append((place, ids, types))
                     if len(waiting[bucket]) == rows:
@@ -258,9 +224,9 @@ class BatchedModel:
             length_B[row] = len(text)
         arrays = parallel.to_mesh((token_BT, type_BT, length_B), "batch", None)
         with self._compiling:
-            if (bucket, rows) not in self._programs:
-                self._programs[bucket, rows] = self._jitted.lower(self._params, *arrays).compile()
-        return self._programs[bucket, rows](self._params, *arrays)
+            if (bucket, rows) not in self.programs:
+                self.programs[bucket, rows] = self._jitted.lower(self._params, *arrays).compile()
+        return self.programs[bucket, rows](self._params, *arrays)
 
 
 class TextEncoder:
@@ -289,7 +255,6 @@ class TextEncoder:
         s = self.settings
         self._prefixes = {"query": s.query_prefix, "passage": s.passage_prefix}
         self._rows = {"query": query_rows, "passage": passage_rows}
-        self._frame = load_framing(self.directory, s.max_tokens)
         self._model = BatchedModel(
             self.directory,
             encoder.TextModel,
@@ -302,11 +267,6 @@ class TextEncoder:
         self.dimensions = self._model.config.width
         self.fingerprint = fingerprint(self.directory)
 
-    @property
-    def programs(self) -> int:
-        """Programs compiled so far; see `BatchedModel.programs`."""
-        return self._model.programs
-
     def encode(self, texts: list[str], kind: Literal["query", "passage"]) -> np.ndarray:
         """Returns float32[N, D]; a text's vector is the same, to the bit, whatever texts come with it."""
         if kind not in self._prefixes:
@@ -314,7 +274,7 @@ class TextEncoder:
         texts = [self._prefixes[kind] + text for text in texts]
         if self.settings.lower_case:
             texts = [text.lower() for text in texts]
-        return self._model(texts, self._frame, self._rows[kind], np.empty((len(texts), self.dimensions), np.float32))
+        return self._model(texts, self._rows[kind], np.empty((len(texts), self.dimensions), np.float32))
 
 
 def load_framing(directory: pathlib.Path, max_tokens: int) -> Callable:

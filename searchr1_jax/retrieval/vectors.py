@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -39,20 +40,9 @@ _HEADER, _VECTORS, _DONE = "vectors.json", "vectors.bin", "vectors.done"
 class KnownEncoder(base.Encoder, Protocol):
     """An encoder that can be told from others, as `text_encoder.TextEncoder` can."""
 
-    @property
-    def dimensions(self) -> int:
-        """D."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Of its weights."""
-        ...
-
-    @property
-    def settings(self) -> Any:
-        """Frozen dataclass of JSON values."""
-        ...
+    dimensions: int  # D
+    fingerprint: str  # of its weights
+    settings: Any  # frozen dataclass of JSON values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,12 +62,8 @@ class Header:
         return -(-self.rows // self.block_rows)
 
     @property
-    def block_bytes(self) -> int:
-        return self.block_rows * self.dimensions * DTYPES[self.dtype].itemsize
-
-    @property
-    def total_bytes(self) -> int:
-        return self.rows * self.dimensions * DTYPES[self.dtype].itemsize
+    def row_bytes(self) -> int:
+        return self.dimensions * DTYPES[self.dtype].itemsize
 
     def span(self, block: int) -> range:
         """The corpus rows of a block."""
@@ -89,7 +75,6 @@ def embed_corpus(
     corpus: corpora.Corpus,
     directory: str | os.PathLike,
     *,
-    corpus_hash: str,
     dtype: str = "float32",
     block_rows: int = 4096,
     process: int = 0,
@@ -99,9 +84,7 @@ def embed_corpus(
     """Writes the vectors of this process's share of a corpus, but for those that the directory already has.
 
     Args:
-      encoder: of the passages.
       directory: of this job alone; made where it is missing. Several processes share it.
-      corpus_hash: what tells this corpus from others.
       dtype: of the file; bfloat16 halves it and keeps 8 significant bits.
       block_rows: how many passages a kill may cost, for each process.
       process, processes: this is number `process` of `processes`; the number may be another after a restart.
@@ -113,27 +96,24 @@ def embed_corpus(
     directory = pathlib.Path(directory)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it is one of {list(DTYPES)}")
-    if block_rows < 1:
-        raise ValueError(f"block_rows is {block_rows}; a block has at least 1 row")
-    if not 0 <= process < processes:
-        raise ValueError(f"process {process} of {processes} does not exist; number them from 0")
     header = Header(
         rows=len(corpus),
         dimensions=encoder.dimensions,
         dtype=dtype,
         block_rows=block_rows,
-        corpus=corpus_hash,
+        corpus=corpus.sha256,
         encoder=encoder.fingerprint,
         settings=dataclasses.asdict(encoder.settings),
     )
     _claim(directory, header)
-    with _grown(directory / _VECTORS, header.total_bytes) as vectors, _grown(directory / _DONE, header.blocks) as done:
+    size = header.rows * header.row_bytes
+    with _grown(directory / _VECTORS, size) as vectors, _grown(directory / _DONE, header.blocks) as done:
         progress(_rows_done(directory, header))
         recorded = _recorded(directory, header)
         missing = [block for block in range(process, header.blocks, processes) if not recorded[block]]
         for block, texts in _read_ahead(corpus, header, missing):
             found = _checked(encoder.encode(texts, "passage"), header, block)
-            _write(vectors, found.view(np.uint8).reshape(-1).data, block * header.block_bytes)
+            _write(vectors, found.view(np.uint8).reshape(-1).data, block * block_rows * header.row_bytes)
             _write(done, b"\1", block)
             progress(_rows_done(directory, header))
 
@@ -141,25 +121,19 @@ def embed_corpus(
 def open_vectors(directory: str | os.PathLike) -> np.ndarray:
     """The finished vectors, [N, D] of float32 or bfloat16, mapped and read-only.
 
-    Raises:
-      ValueError: when there are none, or when rows are missing, with their number.
+    Raises: ValueError when there are none, or when rows are missing, with their number.
     """
     directory = pathlib.Path(directory)
     header = read_header(directory)
-    missing = header.rows - _rows_done(directory, header)
-    if missing:
+    if missing := header.rows - _rows_done(directory, header):
         raise ValueError(
             f"{missing} of {header.rows} vectors are missing in {directory}; run the embedding job again to its end"
         )
-    shape = (header.rows, header.dimensions)
-    return np.memmap(directory / _VECTORS, DTYPES[header.dtype], "r", shape=shape)
+    return np.memmap(directory / _VECTORS, DTYPES[header.dtype], "r", shape=(header.rows, header.dimensions))
 
 
 def read_header(directory: str | os.PathLike) -> Header:
-    """What a directory holds, finished or not.
-
-    Raises: ValueError when it holds no vectors.
-    """
+    """What a directory holds, finished or not. Raises: ValueError when it holds no vectors."""
     path = pathlib.Path(directory) / _HEADER
     if not path.is_file():
         raise ValueError(f"{directory} holds no vectors (no {_HEADER}); embed the corpus first")
@@ -177,11 +151,11 @@ def _claim(directory: pathlib.Path, header: Header) -> None:
         strays = [name for name in (_VECTORS, _DONE) if (directory / name).exists()]
         if strays and not path.exists():  # looked at once more: another process may have begun in between
             raise ValueError(f"{directory} holds {strays} without {_HEADER}; remove them or use another directory")
-        free = shutil.disk_usage(directory).free
-        if free < header.total_bytes:
+        size, free = header.rows * header.row_bytes, shutil.disk_usage(directory).free
+        if free < size:
             raise ValueError(
-                f"vectors of [{header.rows}, {header.dimensions}] {header.dtype} take {header.total_bytes:,} bytes,"
-                f" and {directory} has {free:,} left; make room or use dtype bfloat16"
+                f"vectors of [{header.rows}, {header.dimensions}] {header.dtype} take {size:,} bytes, and {directory}"
+                f" has {free:,} left; make room or use dtype bfloat16"
             )
         part = directory / f"{_HEADER}.{uuid.uuid4().hex}"
         with open(part, "w") as file:
@@ -198,18 +172,14 @@ def _claim(directory: pathlib.Path, header: Header) -> None:
         raise ValueError(f"{directory} is of another job: {'; '.join(differences)}; use another directory")
 
 
-@contextlib.contextmanager
-def _grown(path: pathlib.Path, size: int) -> Iterator[int]:
-    """A descriptor of the file, made and grown to its size (by holes, which read as zeros) where it is not yet."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if os.fstat(descriptor).st_size < size:
-            os.ftruncate(descriptor, size)
-            os.fsync(descriptor)
-            _sync_directory(path.parent)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _grown(path: pathlib.Path, size: int) -> io.FileIO:
+    """The file, made and grown to its size (by holes, which read as zeros) where it is not yet."""
+    file = io.FileIO(path, "r+", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
+    if os.fstat(file.fileno()).st_size < size:
+        os.ftruncate(file.fileno(), size)
+        os.fsync(file.fileno())
+        _sync_directory(path.parent)
+    return file
 
 
 def _sync_directory(directory: pathlib.Path) -> None:
@@ -251,13 +221,13 @@ def _checked(vectors: np.ndarray, header: Header, block: int) -> np.ndarray:
     return vectors
 
 
-def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+def _write(file: io.FileIO, data: bytes | memoryview, offset: int) -> None:
     """Writes all of the data and waits until it is on the disk."""
     data = memoryview(data)
     while data:
-        written = os.pwrite(descriptor, data, offset)
+        written = os.pwrite(file.fileno(), data, offset)
         data, offset = data[written:], offset + written
-    os.fsync(descriptor)
+    os.fsync(file.fileno())
 
 
 def _recorded(directory: pathlib.Path, header: Header) -> np.ndarray:

@@ -29,5 +29,9 @@ def define() -> None:
 
 def how() -> dict[str, Any]:
     """The arguments of `stored.open_index` but for the directory."""
-    names = ("corpus", "encoder", "search", "reranker", "candidates", "rows_dtype")
+    return values("corpus", "encoder", "search", "reranker", "candidates", "rows_dtype")
+
+
+def values(*names: str) -> dict[str, Any]:
+    """Of flags, by their names."""
     return {name: flags.FLAGS[name].value for name in names}

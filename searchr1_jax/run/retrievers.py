@@ -41,8 +41,7 @@ class Kind(NamedTuple):
 def make(settings: settings_lib.Settings, workdir: pathlib.Path) -> base.Retriever:
     """What the settings name, behind a cache of queries where they ask for one.
 
-    Raises:
-      ValueError: where what they name is not there, or is not what a cache was recorded with.
+    Raises: ValueError where what they name is not there, or is not what a cache was recorded with.
     """
     c, kind = settings.retriever, kind_of(settings)
     if c.cache == "off":
@@ -53,7 +52,7 @@ def make(settings: settings_lib.Settings, workdir: pathlib.Path) -> base.Retriev
             ' "off", or let a retrieval server keep it (python -m searchr1_jax.serve --cache=…)'
         )
     engine = kind.open(settings, workdir) if c.cache == "record" else None
-    return cache.QueryCache(engine, workdir / c.cache_file, c.cache, identity=kind.identity(settings, workdir))
+    return cache.QueryCache(engine, workdir / c.cache_file, identity=kind.identity(settings, workdir))
 
 
 def kind_of(settings: settings_lib.Settings) -> Kind:
@@ -67,7 +66,7 @@ def _client(kind: Callable[..., Any]) -> Callable[[settings_lib.Settings, pathli
     def opened(settings, workdir):
         c = settings.retriever
         client = kind(c.url, timeout_s=c.timeout_s, attempts=c.attempts, backoff_s=c.backoff_s)
-        client.check()
+        client.search(["test"], 1)
         return client
 
     return opened
@@ -111,23 +110,25 @@ def _identity_of_own(settings: settings_lib.Settings, workdir: pathlib.Path) -> 
     return name if identity is None else f"{name} {identity(settings, workdir)}"
 
 
-def _how(c: settings_lib.Retriever) -> dict[str, Any]:
-    """How a built index is searched."""
-    return dict(search=c.search, reranker=c.reranker, candidates=c.candidates, rows_dtype=c.rows_dtype)
+def _built(settings: settings_lib.Settings) -> dict[str, Any]:
+    """Which index on disk, and how it is searched."""
+    c = settings.retriever
+    how = dict(search=c.search, reranker=c.reranker, candidates=c.candidates, rows_dtype=c.rows_dtype)
+    return {"directory": c.index, **how}
+
+
+def _url(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
+    return settings.retriever.url
 
 
 KINDS = {
-    "of the web": Kind(
-        lambda c: c.url in online.ENGINES, lambda settings, _: settings.retriever.url, _client(online.OnlineRetriever)
-    ),
-    "a server": Kind(
-        lambda c: bool(c.url), lambda settings, _: settings.retriever.url, _client(remote.RemoteRetriever)
-    ),
+    "of the web": Kind(lambda c: c.url in online.ENGINES, _url, _client(online.OnlineRetriever)),
+    "a server": Kind(lambda c: bool(c.url), _url, _client(remote.RemoteRetriever)),
     "made at the start": Kind(lambda c: c.index in ("auto", *parts.IN_MEMORY), _identity_at_the_start, _at_the_start),
     "own": Kind(lambda c: re.fullmatch(r"[\w.]+:\w+", c.index) is not None, _identity_of_own, _own),
     "built": Kind(
         lambda c: True,
-        lambda settings, _: stored.identity(settings.retriever.index, **_how(settings.retriever)),
-        lambda settings, _: stored.open_index(settings.retriever.index, **_how(settings.retriever)),
+        lambda settings, _: stored.identity(**_built(settings)),
+        lambda settings, _: stored.open_index(**_built(settings)),
     ),
 }

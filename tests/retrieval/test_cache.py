@@ -34,11 +34,11 @@ class _Numbered:
 
 
 def _record(path, retriever, identity="index 1"):
-    return cache.QueryCache(retriever, path, "record", identity=identity)
+    return cache.QueryCache(retriever, path, identity=identity)
 
 
 def _replay(path, identity="index 1"):
-    return cache.QueryCache(None, path, "replay", identity=identity)
+    return cache.QueryCache(None, path, identity=identity)
 
 
 def test_only_what_is_missing_is_asked_for_and_once(tmp_path):
@@ -83,17 +83,15 @@ def test_a_replay_gives_every_passage_back_to_the_bit(tmp_path):
         assert [struct.pack("d", p.score) for p in answers[0]] == [struct.pack("d", s) for s in scores]
 
 
-def test_a_replay_asks_nobody_and_names_what_it_lacks(tmp_path):
+def test_a_replay_names_what_it_lacks(tmp_path):
     path = tmp_path / "q.sqlite"
     _record(path, _Numbered()).search(["a"], 2)
-    retriever = _Numbered()
-    replaying = cache.QueryCache(retriever, path, "replay", identity="index 1")
+    replaying = _replay(path)
     assert replaying.search(["a"], 2)[0][1].score == 1 / 3
     for queries, k, cause in [(["a", "b"], 2, "search for 'b'.*k = 2"), (["a"], 3, "search for 'a'.*k = 3")]:
         with pytest.raises(base.RetrievalError, match=cause + '; record it with mode "record"') as error:
             replaying.search(queries, k)
         assert str(path) in str(error.value)
-    assert retriever.asked == []
 
 
 def test_a_cache_of_another_identity_is_refused_with_both(tmp_path):
@@ -113,8 +111,6 @@ def test_wrong_files_and_settings_are_refused_by_value(tmp_path):
         connection.execute("create table cats (name text)")
     for make, message in [
         (lambda: _replay(tmp_path / "none.sqlite"), "no query cache .*none.sqlite to replay; record it first"),
-        (lambda: _record(tmp_path / "q.sqlite", None), "needs a retriever to record"),
-        (lambda: cache.QueryCache(None, tmp_path / "q.sqlite", "write", identity=""), "mode .* is 'write'"),
         (lambda: _record(text, _Numbered()), "notes.txt is not a query cache"),
         (lambda: _replay(text), "notes.txt is not a query cache"),
         (lambda: _replay(other), "other.sqlite is not a query cache"),
@@ -180,7 +176,7 @@ class Squares:
 
 path, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sys.stdin.readline()  # all processes open the new file at the same moment
-recording = cache.QueryCache(Squares(), path, "record", identity="squares")
+recording = cache.QueryCache(Squares(), path, identity="squares")
 for number in range(first, last):
     recording.search([str(number), str(number + 1)], 1)
     print(number, flush=True)
@@ -195,7 +191,7 @@ def _recorder(path, first, last):
 
 
 def _squares(path, numbers):
-    found = cache.QueryCache(None, path, "replay", identity="squares").search([str(n) for n in numbers], 1)
+    found = cache.QueryCache(None, path, identity="squares").search([str(n) for n in numbers], 1)
     return [(passages[0].text, passages[0].score) for passages in found]
 
 

@@ -86,11 +86,6 @@ def test_rows_the_index_does_not_have_are_left_out():
     assert found == [[types.Passage(id="1", title="t1", text="", score=0.5)], []]
 
 
-def test_an_unknown_index_is_refused_with_the_known_ones(path):
-    with pytest.raises(ValueError, match="retriever.index is 'faiss'; set it to one of 'scann', 'exact'"):
-        local.build(path, index="faiss", dimensions=256)
-
-
 def test_a_retrieval_error_says_query_cause_and_attempts():
     error = base.RetrievalError("who?", "no route", 3, 8)
     assert str(error) == "the search for 'who?' (one of 8 sent together) failed after 3 attempts: no route"

@@ -9,7 +9,6 @@ import pytest
 from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
 from searchr1_jax.retrieval import online
-from searchr1_jax.retrieval import remote
 
 KEYS = {
     "SERPAPI_API_KEY": "serp secret/+key",
@@ -181,7 +180,7 @@ def test_a_busy_engine_is_asked_again_and_a_wrong_key_is_not():
     assert len(seen) == 3
     with http_servers.scripted((401, {"error": "Invalid API key."})) as (url, seen):
         with pytest.raises(base.RetrievalError, match="after 1 attempt: SerpAPI: status 401: .*Invalid API key"):
-            _retriever("serpapi", url).check()
+            _retriever("serpapi", url).search(["coffee"], 1)
     assert len(seen) == 1
 
 
@@ -226,7 +225,6 @@ def test_a_key_is_in_no_error_no_log_and_no_repr(engine, caplog):
         assert not _shows_a_key("".join(traceback.format_exception(error)) + repr(error))
     assert not _shows_a_key(caplog.text)
     assert not _shows_a_key(repr(retriever) + repr(vars(retriever)["_patience"]))
-    assert not _shows_a_key(repr(remote.Call(name="x", url="y", params=KEYS, headers=KEYS)))
 
 
 def test_wrong_settings_are_refused_by_value():

@@ -309,18 +309,12 @@ def test_a_refusal_is_not_taken_to_the_next_server(answer, cause):
     assert seen == []
 
 
-def test_check_reports_a_port_nobody_listens_on():
+def test_a_port_nobody_listens_on_is_an_error_that_names_it():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(base.RetrievalError, match=f"after 3 attempts: {url}/retrieve: .*refused"):
-            _client(url).check()
-
-
-def test_check_makes_one_tiny_search():
-    with http_servers.scripted(_echo) as (url, seen):
-        _client(url).check()
-    assert [(len(request.body["queries"]), request.body["topk"]) for request in seen] == [(1, 1)]
+            _client(url).search(["mira"], 1)
 
 
 def test_each_thread_has_its_own_session_and_its_own_answer():

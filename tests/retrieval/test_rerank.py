@@ -66,7 +66,10 @@ def test_a_score_is_the_same_bits_alone_and_in_any_company(cross_encoder, golden
     np.testing.assert_array_equal(cross_encoder.score(pairs[::-1]), together[: len(pairs)][::-1])
     several = rerank.CrossEncoder(GOLDEN, rows=4)  # on all devices
     np.testing.assert_array_equal(several.score(pairs[1:3] * 3), np.tile(together[1:3], 3))
-    assert (several.programs, cross_encoder.programs) == (1, 2)  # pairs of up to 16, and of up to 48 tokens
+    assert [len(each._model.programs) for each in (several, cross_encoder)] == [
+        1,
+        2,
+    ]  # pairs of up to 16, and of up to 48 tokens
     assert cross_encoder.score([]).shape == (0,)
 
 
@@ -122,9 +125,6 @@ def test_wrong_arguments_are_refused_by_value(corpus, tmp_path):
         rerank.Reranked(Listed([1]), ByLength(), corpus, candidates=0)
     with pytest.raises(ValueError, match="k is 0"):
         rerank.Reranked(Listed([1]), ByLength(), corpus, candidates=2).rank(["q"], 0)
-    for given, complaint in [(dict(max_tokens=49), "max_tokens is 49"), (dict(dtype="float16"), "dtype is 'float16'")]:
-        with pytest.raises(ValueError, match=complaint):
-            rerank.CrossEncoder(GOLDEN, **given)
     directory = shutil.copytree(GOLDEN, tmp_path / "one_type")
     config = json.loads((GOLDEN / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"type_vocab_size": 1}))

@@ -36,15 +36,8 @@ def _write(path: pathlib.Path, contents=CONTENTS) -> corpora.Corpus:
 
 
 def _build(directory: pathlib.Path, corpus: corpora.Corpus, recipe=RECIPE, progress=quiet):
-    """As the verb does it, on one process."""
-    encoder = building.make_encoder(recipe)
-    if encoder is not None:
-        encoder = building.fitted(encoder, corpus, directory, progress)
-    building.claim(directory, building.planned(recipe, corpus, encoder))
-    if encoder is not None:
-        building.keep(encoder, corpus, directory)
-        building.embed_corpus(recipe, corpus, encoder, directory, progress)
-    return building.finish(recipe, corpus, encoder, directory, building.sample_queries(corpus, count=8), progress)
+    queries = building.sample_queries(corpus, count=8)
+    building.build(recipe, corpus, building.make_encoder(recipe), directory, queries, progress)
 
 
 def _files(directory: pathlib.Path) -> dict[str, bytes]:
@@ -207,10 +200,10 @@ def test_a_build_goes_on_though_the_corpus_has_moved(made, tmp_path):
 
     with pytest.raises(Stopped):
         _build(directory, corpus, progress=stop)
-    assert not building.is_whole(directory)
+    assert (directory / stored.PLANNED).exists()
     moved = corpora.Corpus((tmp_path / "c.jsonl").rename(tmp_path / "moved.jsonl"))
     _build(directory, moved)
-    assert building.is_whole(directory) and stored.read_manifest(directory)["corpus"]["path"] == moved.path
+    assert not (directory / stored.PLANNED).exists() and stored.read_manifest(directory)["corpus"]["path"] == moved.path
 
 
 def test_an_encoder_that_has_moved_is_asked_for(made, tmp_path):

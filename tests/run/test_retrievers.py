@@ -28,8 +28,7 @@ def index(workdir):
         parts=("bm25",), encoder="", settings={}, dimensions=8, dtype="float32", memory_bytes=10**9, target_recall=0.95
     )
     corpus = corpora.Corpus(workdir / "corpus.jsonl")
-    building.claim(workdir / "index", building.planned(recipe, corpus, None))
-    building.finish(recipe, corpus, None, workdir / "index", [], lambda *_: None)
+    building.build(recipe, corpus, None, workdir / "index", [], lambda *_: None)
     return workdir / "index"
 
 
