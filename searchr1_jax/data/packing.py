@@ -60,7 +60,7 @@ def pack(
     mask_environment: bool = True,
     weights: Sequence[np.ndarray] | None = None,
 ) -> types.Batch:
-    """A batch on the host.
+    """A batch on the host; ValueError where a trajectory is longer than a row, or the rows do not suffice.
 
     Args:
       rewards: of each trajectory. One of a turn is put on the turn's last masked token, or, where it has none, on the
@@ -69,8 +69,6 @@ def pack(
       mask_environment: learn from the policy's own tokens only. False is an ablation: everything after the
         prompt then counts as the policy's, a reply as written by the turn that it answers.
       weights: loss weight of every token of every trajectory, float32[T] each; 1 where not given.
-    Raises:
-      ValueError: where a trajectory is longer than a row, or the rows do not suffice.
     """
     rows = first_fit([len(t.tokens) for t in trajectories], row_tokens)
     if len(rows) > max_rows:

@@ -36,7 +36,6 @@ def learn(
 
     Args:
       reference: as `learner.keep` returned it; None where the learner has none.
-      rewards: a number, or one for each turn, of each trajectory.
       step: counts rollouts from 0.
       failed: directory for the batch of an update that came to something not finite.
     """
@@ -58,6 +57,5 @@ def learn(
     for values, (batch, learned) in zip(collected, done, strict=True):
         ids = [trajectories[i].example.id for i in learned]
         guards.check_update(values, batch, ids, step=step + 1, directory=failed)
-    names = collected[0] if collected else ()
-    means = {name: float(np.mean([values[name] for values in collected])) for name in names}
+    means = {name: float(np.mean([each[name] for each in collected])) for name in collected[0]} if collected else {}
     return state, made.statistics | {name: float(value) for name, value in statistics.items()} | means

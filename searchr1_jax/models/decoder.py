@@ -119,20 +119,12 @@ class Decoder(Weights):
 
     def __init__(self, c: model_config.ModelConfig, rngs: nnx.Rngs, dtype: jnp.dtype):
         self.config = c
-        shape, axes = (c.vocab_size, c.width), ("vocab", "embed")
-        self.declare("embedding", rngs, shape, axes, normal(c.width), dtype)
+        self.declare("embedding", rngs, (c.vocab_size, c.width), ("vocab", "embed"), normal(c.width), dtype)
         self.layers = Layers(c, rngs, dtype)
         self.declare("norm", rngs, (c.width,), ("norm",), nnx.initializers.ones, dtype)
 
     def __call__(
-        self,
-        token_BT: jax.Array,
-        position_BT: jax.Array,
-        attend: Attend,
-        carry: Any = None,
-        *,
-        dtype: jnp.dtype,
-        remat: bool = False,
+        self, token_BT, position_BT, attend: Attend, carry: Any = None, *, dtype: jnp.dtype, remat: bool = False
     ) -> tuple[jax.Array, Any]:
         """Hidden states after each token, dtype[B, T, D], and what `attend` carried from layer to layer."""
         c = self.config
@@ -141,8 +133,7 @@ class Decoder(Weights):
         graph, stacked = nnx.split(self.layers)
 
         def layer(state, index_and_weights):
-            x_BTD, carry = state
-            index, weights = index_and_weights
+            (x_BTD, carry), (index, weights) = state, index_and_weights
             block = nnx.merge(graph, weights)
             return block(x_BTD, cos, sin, lambda q, k, v: attend(index, carry, q, k, v)), None
 

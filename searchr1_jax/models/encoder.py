@@ -218,20 +218,12 @@ class TextModel(Body):
     """One vector a text."""
 
     def __call__(
-        self,
-        token_BT: jax.Array,
-        type_BT: jax.Array,
-        length_B: jax.Array,
-        *,
-        pooling: Literal["mean", "cls"],
-        normalize: bool,
-        dtype: jnp.dtype,
+        self, token_BT, type_BT, length_B, *, pooling: Literal["mean", "cls"], normalize: bool, dtype: jnp.dtype
     ) -> jax.Array:
         """float32[B, D]: the mean of the text's states, or the first token's; of length 1 where `normalize`."""
         hidden_BTD = self.hidden(token_BT, type_BT, length_B, dtype).astype(jnp.float32)
-        if pooling == "cls":
-            vector_BD = hidden_BTD[:, 0]
-        else:
+        vector_BD = hidden_BTD[:, 0]
+        if pooling == "mean":
             mask_BT = token_mask(token_BT.shape[1], length_B)
             vector_BD = jnp.sum(jnp.where(mask_BT[..., None], hidden_BTD, 0.0), axis=1) / length_B[:, None]
         if normalize:

@@ -50,7 +50,6 @@ def attention(cache: KVCache, layer, row_slots_RG, position_RT, q_RTNH, k_RTKH, 
     appends their prompt. What has a place beyond C, such as the padding at a row's end, writes nothing.
 
     Args:
-      layer: int32[], the layer whose part of the cache is meant.
       row_slots_RG: int32[R, G], slots of each row, local to the row's shard; slots and rows are split alike.
         None: row i is slot i alone.
       position_RT: int32[R, T], place of each token in its sequence.

@@ -1,7 +1,7 @@
 """The language that the policy and its environment speak: tags, prompt, parsing, rendering.
 
     question ─ render_prompt ─▶ user message          turn's text, tools ─ parse_action ─▶ Action
-    passages ─ render_docs ─▶ docs, which information_parts() wraps into the block to append
+    passages ─ render_docs ─▶ docs, which `transcript.information` wraps into the block to append
 
 A tool is called by its tags, `<name> … </name>`, so all tags follow from the names of the tools in use. The templates
 are those of `settings.Protocol`: a `{name}` is a placeholder, any other brace stands for itself.
@@ -61,17 +61,11 @@ def parse_action(turn_text: str, tools: Sequence[str]) -> Action:
         <search> a </search>              search "a"         <answer></answer>   answer ""
         <search>a <answer>b</answer>      answer "b"         a</search>          invalid
 
-    Args:
-      turn_text: what the policy wrote in this turn, and nothing before it.
-      tools: names of those that may be called.
+    `turn_text` is what the policy wrote in this turn, and nothing before it; `tools` names those that may be called.
     """
     match = re.search(rf"<({'|'.join((*tools, ANSWER))})>(.*?)</\1>", turn_text, re.DOTALL)
-    if match is None:
-        return Action(kind=INVALID)
-    kind, content = match[1], match[2].strip()
-    if kind != ANSWER and not content:
-        return Action(kind=INVALID)
-    return Action(kind=kind, content=content)
+    kind, content = (match[1], match[2].strip()) if match else (INVALID, "")
+    return Action(kind=kind if kind == ANSWER or content else INVALID, content=content)
 
 
 def render_prompt(templates: settings.Protocol, question: str) -> str:
@@ -82,16 +76,8 @@ def render_prompt(templates: settings.Protocol, question: str) -> str:
 
 def render_docs(templates: settings.Protocol, passages: Sequence[types.Passage]) -> str:
     """The passages in their order, numbered from 1, without white space at either end."""
-    return "".join(
-        _fill(templates.passage, i=str(i), title=passage.title, text=passage.text)
-        for i, passage in enumerate(passages, start=1)
-    ).strip()
-
-
-def information_parts(templates: settings.Protocol) -> tuple[str, str]:
-    """What stands before and after a tool's reply; the two stay whole when that is cut to fit."""
-    prefix, _, suffix = templates.information.partition("{docs}")
-    return prefix, suffix
+    numbered = enumerate(passages, start=1)
+    return "".join(_fill(templates.passage, i=str(i), title=p.title, text=p.text) for i, p in numbered).strip()
 
 
 def _fill(template: str, **values: str) -> str:

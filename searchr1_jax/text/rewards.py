@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import math
 import operator
@@ -56,10 +57,8 @@ def sub_exact_match(prediction: str | None, golden_answers: Sequence[str]) -> fl
     """
     if prediction is None:
         return 0.0
-    predicted = normalize_answer(prediction)
-    return float(
-        any(golden in predicted if golden else not predicted for golden in map(normalize_answer, golden_answers))
-    )
+    predicted, golden = normalize_answer(prediction), map(normalize_answer, golden_answers)
+    return float(any(answer in predicted if answer else not predicted for answer in golden))
 
 
 def token_f1(prediction: str | None, golden_answers: Sequence[str]) -> float:
@@ -236,13 +235,10 @@ def resolve(c: settings.Reward) -> WeightedSum:
 
 def _name_and_weight(term: str) -> tuple[str, float]:
     name, _, weight = term.rpartition("=")
-    try:
-        number = float(weight)
-    except ValueError:
-        number = math.nan
-    if not name or not math.isfinite(number):
-        raise ValueError(f"reward.extra holds {term!r}; write name=weight with a finite weight, as in retrieved=0.1")
-    return name, number
+    with contextlib.suppress(ValueError):
+        if name and math.isfinite(number := float(weight)):
+            return name, number
+    raise ValueError(f"reward.extra holds {term!r}; write name=weight with a finite weight, as in retrieved=0.1")
 
 
 def _find(name: str, known: Mapping[str, Reward]) -> Reward:

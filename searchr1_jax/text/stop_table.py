@@ -36,13 +36,8 @@ class StopTable:
 def build(token_bytes: Sequence[bytes], tags: Sequence[str]) -> StopTable:
     """The table whose state becomes `stop` at exactly the token that completes the first of `tags`.
 
-    Args:
-      token_bytes: the bytes of each token, index = id; b"" leaves every state as it is (ids of a padded
-        embedding that no token owns).
-      tags: the texts to stop at, none of them empty.
-
-    Raises:
-      ValueError: for no tag or an empty one.
+    `token_bytes` are those of each token, index = id; b"" leaves every state as it is (ids of a padded embedding that
+    no token owns). ValueError for no tag or an empty one.
     """
     if not tags or "" in tags:
         raise ValueError(f"tags {tuple(tags)!r} must hold at least one text and no empty one")

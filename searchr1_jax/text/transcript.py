@@ -29,7 +29,7 @@ class Reply:
 
 def information(templates: settings.Protocol, found: str | Sequence[types.Passage]) -> Reply:
     """The reply to a call of a tool that found a text or passages."""
-    prefix, suffix = text_protocol.information_parts(templates)
+    prefix, _, suffix = templates.information.partition("{docs}")
     if isinstance(found, str):
         return Reply(prefix=prefix, body=found, suffix=suffix)
     body = text_protocol.render_docs(templates, found)

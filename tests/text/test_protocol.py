@@ -71,11 +71,6 @@ def test_braces_of_a_template_that_hold_no_name_are_text():
     assert protocol.render_prompt(settings.Protocol(prompt='{"q": "{question}"} {}'), "a?") == '{"q": "a?"} {}'
 
 
-def test_information_parts_stand_around_the_passages():
-    assert protocol.information_parts(settings.Protocol()) == ("\n\n<information>", "</information>\n\n")
-    assert protocol.information_parts(settings.Protocol(information="{docs}")) == ("", "")
-
-
 @pytest.mark.parametrize(
     "template, text, complaint",
     [

@@ -21,6 +21,11 @@ def test_an_information_block_is_made_of_prefix_passages_and_suffix():
     )
 
 
+def test_a_template_of_the_passages_alone_has_nothing_around_them():
+    reply = transcript.information(settings.Protocol(information="{docs}"), "Kelu")
+    assert reply == transcript.Reply(prefix="", body="Kelu", suffix="")
+
+
 def test_a_correction_is_never_cut():
     correction = transcript.correction(settings.Protocol(correction="Again!"))
     assert correction == transcript.Reply(prefix="Again!", body="", suffix="", passages=())
