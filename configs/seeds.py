@@ -1,4 +1,4 @@
-r"""The quickstart with everything drawn anew: the base too, and once the world.
+r"""The quickstart with everything drawn again: the base too, and once the world.
 
 python -m searchr1_jax.sweep --config=configs/seeds.py --workdir=runs/seeds
 """

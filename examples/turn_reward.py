@@ -22,7 +22,7 @@ def found_then_answered(trajectory: types.Trajectory) -> list[float]:
     golden, found, worth = trajectory.example.golden_answers, False, []
     for turn in trajectory.turns:
         shown = turn.event == "search" and rewards.sub_exact_match(turn.reply, golden) > 0
-        worth.append(FOUND if shown and not found else 0.0)  # once, or it would pay to search for ever
+        worth.append(FOUND if shown and not found else 0.0)  # once, or it would pay never to stop searching
         found = found or shown
     worth[-1] += rewards.exact_match(trajectory.answer, golden)
     return worth

@@ -43,7 +43,7 @@ from searchr1_jax.run import metrics
 VERBS = ("build", "info", "query")
 TUNED_ON = 1000  # queries
 FITTING_SHARE = 1.3  # seconds of counting n-grams over those of embedding by them
-_TRIED = 128  # passages, of which time and size are reckoned
+_TRIED = 128  # passages, from which time and size are estimated
 _CONSOLE = rich_console.Console(highlight=False, soft_wrap=True)
 
 

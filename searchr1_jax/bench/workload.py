@@ -152,8 +152,8 @@ class Environment(environment.Environment):
 class Engine(engine_lib.Engine):
     """The engine, whose turns end after their number of tokens.
 
-    The programs are as they are. A turn is let begin with so many tokens on its account that the limit of a turn
-    ends it after its own number, and its last token is replaced by the closing one as it is read.
+    The real programs run. Each turn starts with its token counter advanced so that the turn limit stops it after the
+    drawn length; its last token is then replaced by the closing one.
     """
 
     def __init__(self, *args, workload: Workload, max_turn_tokens: int, **kwargs):

@@ -1,6 +1,6 @@
 """Evaluation: every question answered exactly once, judged by exact match.
 
-Called by the verb `evaluate` and, every n steps, by `train`.
+Called by the command `evaluate` and, every n steps, by `train`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def define() -> None:
         "encoder", "", "directory or hub id of a BERT-family text encoder; of a built index: where it is now"
     )
     flags.DEFINE_enum("search", "", ["", *parts.PARTS, stored.HYBRID], "how to search; default: hybrid where it can be")
-    flags.DEFINE_string("reranker", "", "directory or hub id of a cross-encoder that orders what was found anew")
+    flags.DEFINE_string("reranker", "", "directory or hub id of a cross-encoder that reorders what was found")
     flags.DEFINE_integer("candidates", 50, "passages that it orders")
     flags.DEFINE_enum(
         "rows_dtype", "", ["", *exact_index.DTYPES], "of the rows that exact search holds; default: as on disk"

@@ -85,7 +85,7 @@ class Method:
 RULE = """\
 A figure counts as above (below) another if it is so on every seed that both have, by more than a margin: the larger of
 the spreads of the two over all their seeds (largest minus smallest), or twice the standard error of the difference of
-two shares of so many questions, whichever is more. Then what the papers found *agrees*, or *the opposite* holds; else
+two shares of that many questions, whichever is more. Then what the papers found *agrees*, or *the opposite* holds; else
 it is *not seen here*, which does not refute it. A single seed is a weak test."""
 
 

@@ -43,14 +43,14 @@ class _Searches:
             if world.split_of[query] == "train":
                 for word in dict.fromkeys(re.findall(r"[A-Z]\w+", row["contents"])):
                     self._holders.setdefault(word, []).append(query)
-        self._likest = functools.cache(self._likest_of)
+        self._candidates = functools.cache(self._candidates_of)
 
     def find(self, rng: random.Random, query: str) -> dict:
-        """The segment of a search: the passage that is meant stands first, or an eighth as often second, and so on."""
+        """The passages of a simulated search; the right one is at rank r with probability proportional to 8^-r."""
         found = [query]
         if self._passages > 1:
-            likest = self._likest(query)
-            found = rng.sample(likest, min(self._passages - 1, len(likest)))
+            others = self._candidates(query)
+            found = rng.sample(others, min(self._passages - 1, len(others)))
             places = range(len(found) + 1)
             (place,) = rng.choices(places, [0.125**place for place in places])
             found.insert(place, query)
@@ -60,8 +60,8 @@ class _Searches:
             passages.append({"id": row["id"], "title": title, "text": text})
         return {"passages": passages}
 
-    def _likest_of(self, query: str) -> list[str]:
-        """Six times as many as are shown, those that hold most words of the name: of a person, also some of others'."""
+    def _candidates_of(self, query: str) -> list[str]:
+        """The 6(k-1) training passages that share most words with the entity's name, best first."""
         words = self._world.entities[query].name.split()
         holders = collections.Counter(other for word in words for other in self._holders.get(word, ()))
         del holders[query]
@@ -71,7 +71,7 @@ class _Searches:
 def drills(
     world: world_lib.World, questions: Sequence[world_lib.Question], *, passages: int, seed: int
 ) -> Iterator[dict]:
-    """Single moves for every question, shuffled, without end (anew each round); a search finds `passages`."""
+    """Single moves for every question, without end, shuffled again each round; a search finds `passages`."""
     rng = random.Random(seed)
     searches = _Searches(world, passages)
     rows = []

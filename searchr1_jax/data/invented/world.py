@@ -7,8 +7,8 @@ of it. Half of a split's questions need one search, half need two (the country o
 founder). Every entity belongs to one split, and a company's founder to the company's own, so nothing that
 training shows answers a test question.
 
-A harder world has chains of three (persons advise companies), each name borne by several persons, whom only name
-and profession together tell apart, and test questions asked in words that training puts together otherwise.
+A harder world has chains of three (persons advise companies); several people share each name, so a query must give name
+and profession; and test questions combine words in ways training never does.
 
 Names are built from two-letter syllables, and no two words share their first four letters. In a question a
 name always follows a space; in a passage too, but for the name that opens its text: with a passage template
