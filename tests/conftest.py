@@ -12,15 +12,22 @@ from searchr1_jax.core import parallel  # noqa: E402
 from searchr1_jax.text import protocol  # noqa: E402
 from searchr1_jax.text import tokenizer  # noqa: E402
 
-# Files that take minutes, begun first: a worker that began one last would keep the other waiting.
-LONG = (
-    "test_two_hosts.py", "test_commands.py", "test_sweep.py", "test_update.py", "test_processes.py", "test_train.py",
+# Files that compile much or start processes, the longest first: a worker that began one last would keep the other
+# waiting. All their tests are marked slow; others say so themselves.
+SLOW = (
+    "test_two_hosts.py", "test_commands.py", "test_processes.py", "test_train.py", "test_update.py", "test_together.py",
+    "test_sft.py", "test_family.py", "test_notebook_tool.py", "test_engine.py", "test_server.py", "test_index.py",
+    "test_exact_rollouts.py", "test_bench_rollout.py", "test_bench_learner.py", "test_bench_retrieval.py",
+    "test_tpu_compile.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    rank = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+    rank = {name: place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(SLOW)))
+    for item in items:
+        if item.path.name in rank:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
