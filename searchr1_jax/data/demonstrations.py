@@ -19,8 +19,6 @@ learned to the letter. Any row may carry a reward, and keys beyond these are ign
     {"prompt": …, "answer": …}                   the user's message, and all that is to be written after it
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 import itertools
 import json

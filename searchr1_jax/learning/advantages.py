@@ -7,8 +7,6 @@ A row of `ADVANTAGES` has one function and says what that needs. Those of tokens
     of_turns           the same, turn by turn                     reward, rewarded [Q, G, K] ─▶ [Q, G, K]
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import dataclasses
 from typing import Any

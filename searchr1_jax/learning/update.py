@@ -9,8 +9,6 @@ switch of the config gives GAE, whitening and the value loss what the published 
 Losses are sums weighted by `batch.weight`, so nothing depends on how a mini-batch is cut into micro-batches.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Callable, NamedTuple
 

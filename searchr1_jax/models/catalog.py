@@ -3,8 +3,6 @@
 What no family implements is refused by name, never approximated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -9,8 +9,6 @@ E5, BGE and MiniLM are this model with different weights. As in `decoder`, layer
 and `bind` serve both). `read_config` and `load` read the Hugging Face directory; `_TENSORS` is the whole mapping.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

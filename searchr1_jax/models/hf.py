@@ -7,8 +7,6 @@ Our parameters are those of the checkpoint, stacked over layers, with heads apar
 parameter differ by a reshape, never by a transposition. The whole mapping is the family's `tensors`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 import json

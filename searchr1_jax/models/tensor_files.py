@@ -5,8 +5,6 @@ tensors one after another. The safetensors library copies a tensor twice on the 
 on the way out; models larger than the host's memory need neither.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import json

@@ -7,8 +7,6 @@ The device knows no texts and no episodes; `episodes` does, and keeps the tokens
 dispatched, but for `load` and `read`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 

@@ -7,8 +7,6 @@
 tokenises replies, cuts them to fit, and keeps the books.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import dataclasses
 import functools

@@ -11,8 +11,6 @@ Gathering at once what is split otherwise would hold several copies of the weigh
 processes call it together; acting itself then needs no other host.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

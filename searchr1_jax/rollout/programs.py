@@ -9,11 +9,9 @@ slot's arithmetic depends on no other slot. An extend row may write several slot
 the row that appends their prompt, which is how a prompt's cache is forked to its group.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +41,7 @@ class Shapes:
     group: int  # slots that one extend row can write, the samples of a question
 
     @classmethod
-    def of(cls, rollout: settings.Rollout) -> Shapes:
+    def of(cls, rollout: settings.Rollout) -> Self:
         return cls(
             slots=rollout.slots,
             context=rollout.context_tokens,

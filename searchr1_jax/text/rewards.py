@@ -9,8 +9,6 @@ its last turn, or a sequence of numbers, one for each turn. Settings name it: a 
 `package.module:function`, which `resolve` turns into the function once.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Mapping, Sequence
 import contextlib

@@ -7,15 +7,13 @@
 `transformers` and `tokenizers`, both lazily.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 import copy
 import functools
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Self
 
 EOS = "<|endoftext|>"  # of the tokenizers that `train` makes
 
@@ -42,7 +40,7 @@ class Tokenizer:
         self._plain.no_padding()
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Tokenizer:
+    def load(cls, path: str | os.PathLike) -> Self:
         """The tokenizer of a directory; ValueError where there is none.
 
         The end-of-sequence ids are the tokenizer's and those of generation_config.json and config.json.

@@ -1,7 +1,5 @@
 """Llama 3.x, and what others of its shape have from it: config.json in and out, and the names of tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 import functools
 from typing import Any
