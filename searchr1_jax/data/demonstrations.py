@@ -236,11 +236,10 @@ def _known(segment) -> bool:
     if not isinstance(segment, dict):
         return False
     if "passages" in segment:
+        kinds = lambda passage: isinstance(passage, dict) and {key: type(text) for key, text in passage.items()}
+        needed = {"id": str, "title": str, "text": str}
         return isinstance(segment["passages"], list) and all(
-            isinstance(passage, dict)
-            and passage.keys() == {"id", "title", "text"}
-            and all(isinstance(text, str) for text in passage.values())
-            for passage in segment["passages"]
+            kinds(passage) == needed for passage in segment["passages"]
         )
     if "turn" in segment:
         weights = segment.get("weight"), segment.get("content_weight", 1.0)

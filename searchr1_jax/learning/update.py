@@ -146,8 +146,7 @@ class Learner:
         return policy.token_statistics(b.tokens, b.position, b.segment, self._compute, **options)
 
     def _values(self, params, b: types.Batch):
-        model = decoder.bind(self._value_graph, params)
-        return model(b.tokens, b.position, b.segment, self._compute)
+        return decoder.bind(self._value_graph, params)(b.tokens, b.position, b.segment, self._compute)
 
     def _score_program(self, policy, reference, value, batch: types.Batch) -> Scores:
         arrays = dataclasses.replace(batch, micro_batches=batch.tokens)

@@ -164,9 +164,7 @@ class Policy(Weights):
 
     def output_embedding(self, dtype) -> jax.Array:
         """dtype[V, D], split over the vocabulary."""
-        if self.decoder.config.tied_embeddings:
-            return self.decoder.use("embedding", dtype)
-        return self.use("head", dtype)
+        return self.decoder.use("embedding", dtype) if self.decoder.config.tied_embeddings else self.use("head", dtype)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """float32[B, T, V], split over the vocabulary."""

@@ -111,10 +111,8 @@ class Programs:
         self.config, self.shapes, self.dtype = config, shapes, dtype
         self.shards = parallel.axis_size("batch")
         for name, value in (("slots", shapes.slots), ("extend_rows", shapes.extend_rows)):
-            if value % self.shards:
-                raise ValueError(
-                    f"rollout.{name} of {value} does not divide over {self.shards} shards; use a multiple of it"
-                )
+            if value % (n := self.shards):
+                raise ValueError(f"rollout.{name} of {value} does not divide over {n} shards; use a multiple of it")
         self.slots_per_shard = shapes.slots // self.shards
         self.rows_per_shard = shapes.extend_rows // self.shards
         self._graph, _ = decoder.abstract(decoder.Policy, config)
