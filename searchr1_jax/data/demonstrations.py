@@ -19,8 +19,6 @@ learned to the letter. Any row may carry a reward, and keys beyond these are ign
     {"prompt": …, "answer": …}                   the user's message, and all that is to be written after it
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 import itertools
 import json
@@ -238,11 +236,10 @@ def _known(segment) -> bool:
     if not isinstance(segment, dict):
         return False
     if "passages" in segment:
+        kinds = lambda passage: isinstance(passage, dict) and {key: type(text) for key, text in passage.items()}
+        needed = {"id": str, "title": str, "text": str}
         return isinstance(segment["passages"], list) and all(
-            isinstance(passage, dict)
-            and passage.keys() == {"id", "title", "text"}
-            and all(isinstance(text, str) for text in passage.values())
-            for passage in segment["passages"]
+            kinds(passage) == needed for passage in segment["passages"]
         )
     if "turn" in segment:
         weights = segment.get("weight"), segment.get("content_weight", 1.0)

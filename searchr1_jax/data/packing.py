@@ -12,8 +12,6 @@ M is the worst case, one trajectory a row, so that shapes are constant; `micro_b
 use, and nothing is computed for the others.
 """
 
-from __future__ import annotations
-
 from typing import Sequence
 
 import jax

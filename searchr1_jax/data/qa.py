@@ -12,8 +12,6 @@ A row without an id gets "<file's stem>-<line number>".
 This is the one file that knows tensorflow-datasets. It is used without TensorFlow and without the network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 import contextlib
 import hashlib

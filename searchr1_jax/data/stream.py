@@ -6,10 +6,8 @@ An epoch asks each question once, and steps run across the borders of epochs, so
 depends on the seed and the sources alone; processes divide it among themselves (`run.acting`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import grain
 import numpy as np
@@ -34,7 +32,7 @@ class QuestionStream:
         once = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources])
         self._steps: Any = once.shuffle(seed=hashed_seed).repeat().batch(batch_questions, batch_fn=list)
 
-    def __iter__(self) -> QuestionStream:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> list[types.QAExample]:

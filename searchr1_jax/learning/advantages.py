@@ -7,8 +7,6 @@ A row of `ADVANTAGES` has one function and says what that needs. Those of tokens
     of_turns           the same, turn by turn                     reward, rewarded [Q, G, K] ─▶ [Q, G, K]
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import dataclasses
 from typing import Any
@@ -30,10 +28,8 @@ def gae(reward_BT, value_BT, mask_BT, segment_BT, algorithm: settings.Algorithm)
         mask     0 1 0 0 1 0 1      (0: prompt, retrieved text, a correction or padding: stepped over)
 
     Args:
-      reward_BT: float32[B, T], reward received on writing token t.
-      value_BT: float32[B, T], value just before token t.
-      mask_BT: bool[B, T], the tokens to estimate for.
-      segment_BT: int32[B, T], trajectories of a packed row.
+      reward_BT, value_BT: float32[B, T], reward received on writing token t, value just before it.
+      mask_BT, segment_BT: bool[B, T], the tokens to estimate for; int32[B, T], trajectories of a packed row.
       algorithm: γ is its discount, λ its gae_lambda.
     Returns: float32[B, T] advantages, zero where the mask is False.
     """

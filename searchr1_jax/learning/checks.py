@@ -3,8 +3,6 @@
 A setting that would change nothing beside the others is refused, too, where it is not at its default.
 """
 
-from __future__ import annotations
-
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.learning import advantages
 from searchr1_jax.learning import losses

@@ -1,7 +1,5 @@
 """What stops a run, or warns, before more of it is lost: figures that are not finite or beyond their limits."""
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib

@@ -1,7 +1,5 @@
 """How strongly the policy is held to its reference: the coefficient of the KL penalty, from step to step."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from searchr1_jax.core import settings

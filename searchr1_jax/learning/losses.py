@@ -7,8 +7,6 @@ None of them knows how losses are averaged. The caller zeroes log-probs, advanta
 applied afterwards removes. What is given a mask needs no such care: nothing outside it reaches masked tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import dataclasses
 from typing import NamedTuple

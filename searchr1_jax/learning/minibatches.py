@@ -4,8 +4,6 @@ trajectories, rewards ─ groups of a question's samples ─▶ those worth lear
     ─ cut into mini-batches ─▶ packed rows, loss weights, advantages within groups
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """AdamW with a clipped gradient, and the one way gradients are accumulated over micro-batches."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Callable
 

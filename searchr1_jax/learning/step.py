@@ -4,8 +4,6 @@ trajectories, rewards ─ minibatches ─▶ batches on the mesh ─ update.Lear
                                                          guards: what is not finite stops the run
 """
 
-from __future__ import annotations
-
 import pathlib
 from typing import Sequence
 

@@ -1,7 +1,5 @@
 """Supervised learning of given trajectories: the same packing, mask and accumulation, another loss."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -9,8 +9,6 @@ switch of the config gives GAE, whitening and the value loss what the published 
 Losses are sums weighted by `batch.weight`, so nothing depends on how a mini-batch is cut into micro-batches.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Callable, NamedTuple
 
@@ -148,8 +146,7 @@ class Learner:
         return policy.token_statistics(b.tokens, b.position, b.segment, self._compute, **options)
 
     def _values(self, params, b: types.Batch):
-        model = decoder.bind(self._value_graph, params)
-        return model(b.tokens, b.position, b.segment, self._compute)
+        return decoder.bind(self._value_graph, params)(b.tokens, b.position, b.segment, self._compute)
 
     def _score_program(self, policy, reference, value, batch: types.Batch) -> Scores:
         arrays = dataclasses.replace(batch, micro_batches=batch.tokens)

@@ -9,8 +9,6 @@ Each function sees one shard: whole heads, whole rows, N a multiple of K.
         segment  1 1 2 2 0        token 3 (the second 2) sees  0 0 1 1 0
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import functools
 from typing import Any, Literal

@@ -3,8 +3,6 @@
 What no family implements is refused by name, never approximated.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,23 +26,13 @@ def from_hf(config: Mapping[str, Any], family: str = "") -> model_config.ModelCo
     Args:
       family: model.family of the settings, a user's own; empty: the family is that of config.json's model_type.
     """
-    chosen = _chosen(config, family)
-    try:
-        return chosen.read(chosen, config)
-    except KeyError as error:
-        raise ValueError(f"config.json lacks {error}; fetch or export the model again") from error
-
-
-def _chosen(config: Mapping[str, Any], family: str) -> model_config.Family:
     model_type = config.get("model_type")
-    if not family and model_type in FAMILIES:
-        return FAMILIES[model_type]
-    if not family:
+    if not family and model_type not in FAMILIES:
         raise ValueError(
             f"model_type {model_type!r} is not implemented; choose from {list(FAMILIES)}, or name a family of your own"
             " in model.family"
         )
-    chosen = names.resolve(family, FAMILIES, "model.family")
+    chosen = names.resolve(family or str(model_type), FAMILIES, "model.family")
     if not isinstance(chosen, model_config.Family):
         raise ValueError(f"model.family is {family!r}, which is {chosen!r}; name a models.config.Family")
     if chosen.name != model_type:
@@ -52,7 +40,10 @@ def _chosen(config: Mapping[str, Any], family: str) -> model_config.Family:
             f"model.family is {family!r}, which reads model_type {chosen.name!r}, but config.json is of model_type"
             f" {model_type!r}; use a checkpoint of that family, or another model.family"
         )
-    return chosen
+    try:
+        return chosen.read(chosen, config)
+    except KeyError as error:
+        raise ValueError(f"config.json lacks {error}; fetch or export the model again") from error
 
 
 def to_hf(config: model_config.ModelConfig, *, dtype: str, eos_token_id: int | None = None) -> dict[str, Any]:

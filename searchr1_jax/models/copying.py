@@ -5,8 +5,6 @@ current token stood earlier and says what followed there (Olsson et al., 2022, "
 induction heads"). Ordinary weights, nothing fixed: training changes them like any other.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from searchr1_jax.models import config as model_config

@@ -10,11 +10,9 @@ shape, logical axes and initialiser; `parallel` turns the axes into shardings. O
 travel as pure dictionaries of arrays (`init`, `abstract`), and `bind` makes a model of them again.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from typing import Any, Callable
+from typing import Any, Callable, Self
 
 from flax import nnx
 import jax
@@ -40,7 +38,7 @@ class Compute:
     attention: str  # over packed rows: "auto" or a key of `attention.KERNELS`
 
     @classmethod
-    def of(cls, model: settings.Model) -> Compute:
+    def of(cls, model: settings.Model) -> Self:
         """As the learner's settings say; ValueError for an attention that there is not."""
         dtype = jnp.dtype(model.compute_dtype)
         attention.choose(model.attention, dtype)  # now, before there is work to lose
@@ -166,9 +164,7 @@ class Policy(Weights):
 
     def output_embedding(self, dtype) -> jax.Array:
         """dtype[V, D], split over the vocabulary."""
-        if self.decoder.config.tied_embeddings:
-            return self.decoder.use("embedding", dtype)
-        return self.use("head", dtype)
+        return self.decoder.use("embedding", dtype) if self.decoder.config.tied_embeddings else self.use("head", dtype)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """float32[B, T, V], split over the vocabulary."""

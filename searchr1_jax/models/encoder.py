@@ -9,8 +9,6 @@ E5, BGE and MiniLM are this model with different weights. As in `decoder`, layer
 and `bind` serve both). `read_config` and `load` read the Hugging Face directory; `_TENSORS` is the whole mapping.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib
@@ -188,16 +186,12 @@ class Body(decoder.Weights):
         self.layers = Layers(c, rngs, dtype)
 
     def hidden(self, token_BT: jax.Array, type_BT: jax.Array, length_B: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """The last layer's states, dtype[B, T, D]; those beyond a text's length are meaningless.
+        """The last layer's states, dtype[B, T, D]; those beyond a text's length, from 1 to T, are meaningless.
 
-        Args:
-          token_BT: int32[B, T], each row's first `length` are its text.
-          type_BT: int32[B, T], 0, or 1 in the second text of a pair.
-          length_B: int32[B], from 1 to T.
+        Types are 0, or 1 in the second text of a pair.
         """
         c, time = self.config, token_BT.shape[1]
-        rows = parallel.spec("batch", None, None)
-        words_VD = self.use("words", dtype)
+        rows, words_VD = parallel.spec("batch", None, None), self.use("words", dtype)
         if parallel.axis_size("vocab") == 1:  # without a sum over shards, so that no device waits for another
             x_BTD = words_VD.at[token_BT].get(out_sharding=rows)
         else:
@@ -207,10 +201,7 @@ class Body(decoder.Weights):
         x_BTD = layer_norm(x_BTD, self.use("norm"), self.use("norm_bias"), c.norm_eps)
         mask_BT = token_mask(time, length_B)
         graph, stacked = nnx.split(self.layers)
-
-        def layer(x_BTD, weights):
-            return nnx.merge(graph, weights)(x_BTD, mask_BT), None
-
+        layer = lambda x_BTD, weights: (nnx.merge(graph, weights)(x_BTD, mask_BT), None)
         return jax.lax.scan(layer, x_BTD, stacked)[0]
 
 

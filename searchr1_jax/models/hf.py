@@ -7,8 +7,6 @@ Our parameters are those of the checkpoint, stacked over layers, with heads apar
 parameter differ by a reshape, never by a transposition. The whole mapping is the family's `tensors`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 import json
@@ -209,14 +207,11 @@ def save(
     eos_ids: frozenset[int] = frozenset(),
     stop_strings: tuple[str, ...] = (),
 ) -> None:
-    """Writes weights as a directory that `transformers.AutoModelForCausalLM` loads.
+    """Writes weights as a directory that `transformers.AutoModelForCausalLM` loads; `dtype` None keeps their own.
 
     Tensors are gathered, cast and written one at a time. With several processes all call this with the same
-    arguments: everyone takes part in the gathers, the first writes.
-
-    Args:
-      dtype: of the files; None keeps the weights' own.
-      stop_strings: for generation_config.json; a policy that stops at tags never learned to write an EOS.
+    arguments: everyone takes part in the gathers, the first writes. The stop strings go into generation_config.json, as
+    a policy that stops at tags never learned to write an EOS.
     """
     directory = pathlib.Path(directory)
     leaves = {_path(key_path): leaf for key_path, leaf in jax.tree_util.tree_leaves_with_path(params)}
@@ -224,8 +219,7 @@ def save(
     tensors = _stored(params, _tensors(config, kind))
 
     def gather(name: str) -> np.ndarray:
-        tensor = tensors[name]
-        leaf = leaves[tensor.path]
+        tensor, leaf = tensors[name], leaves[tensors[name].path]
         return parallel.to_host(leaf if tensor.layer is None else leaf[tensor.layer]).reshape(tensor.shape)
 
     if jax.process_index() != 0:

@@ -4,8 +4,6 @@ Attention runs inside one `shard_map`: every shard holds whole heads and whole r
 another's, and indexing is local. How a layer attends to live caches is told in `rollout.kv_cache`.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

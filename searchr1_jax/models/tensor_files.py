@@ -5,8 +5,6 @@ tensors one after another. The safetensors library copies a tensor twice on the 
 on the way out; models larger than the host's memory need neither.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import json
@@ -89,8 +87,7 @@ def find(directory: pathlib.Path, *, without: Collection[str] = ()) -> dict[str,
 
 
 def _header(file: pathlib.Path, without: Collection[str]) -> dict[str, StoredTensor]:
-    size = file.stat().st_size
-    remedy = "fetch or export it again"
+    size, remedy = file.stat().st_size, "fetch or export it again"
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 0 < length <= size - 8:

@@ -7,8 +7,6 @@ The device knows no texts and no episodes; `episodes` does, and keeps the tokens
 dispatched, but for `load` and `read`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 
@@ -37,12 +35,9 @@ class Row:
 
 
 class Engine:
-    """State and programs on a mesh of this process's devices. Weights come with `load`.
+    """State and programs on this process's part of the mesh of all actors, `hosts`. Weights come with `load`.
 
-    Args:
-      hosts: mesh of the actors of all hosts (`parallel.hosts_mesh`); this engine uses its own host's part.
-    Raises:
-      ValueError: where slots or rows do not divide over the mesh, or the model and the caches do not fit its devices.
+    ValueError where slots or rows do not divide over the mesh, or the model and the caches do not fit its devices.
     """
 
     def __init__(
@@ -62,12 +57,9 @@ class Engine:
         weights = parallel.device_bytes(self._hand_over.params)
         with jax.set_mesh(self.mesh):
             self._programs = programs.Programs(config, shapes, stops, max_turn_tokens=max_turn_tokens, dtype=dtype)
-            check_memory(
-                weights,
-                parallel.device_bytes(self._programs.abstract_state()),
-                parallel.device_memory(self.mesh),
-                what=f"{config.family.name} {config.width}x{config.layers} in {jnp.dtype(dtype).name}",
-            )
+            state = parallel.device_bytes(self._programs.abstract_state())
+            what = f"{config.family.name} {config.width}x{config.layers} in {jnp.dtype(dtype).name}"
+            check_memory(weights, state, parallel.device_memory(self.mesh), what=what)
             self._stops = self._programs.stops(eos_ids)
         self.shards, self.rows_per_shard = self._programs.shards, self._programs.rows_per_shard
         self._params = None

@@ -7,8 +7,6 @@
 tokenises replies, cuts them to fit, and keeps the books.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -58,14 +56,10 @@ class Tool(Protocol):
 
 
 class ToolError(RuntimeError):
-    """A tool, by its name, that failed for good; `cause` says on what and why."""
-
-    def __init__(self, tool: str, cause: str):
-        super().__init__(tool, cause)
-        self.tool, self.cause = tool, cause
+    """A tool that failed for good: its name, and on what and why."""
 
     def __str__(self) -> str:
-        return f"the tool {self.tool!r} failed {self.cause}"
+        return "the tool {!r} failed {}".format(*self.args)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,6 @@ next question. The loop keeps every token with its mask and log-prob from the mo
 were sampled are never encoded again. What a trajectory holds does not depend on scheduling (see `engine`).
 """
 
-from __future__ import annotations
-
 import collections
 from concurrent import futures
 import dataclasses

@@ -11,8 +11,6 @@ Gathering at once what is split otherwise would hold several copies of the weigh
 processes call it together; acting itself then needs no other host.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 
@@ -37,9 +35,8 @@ class HandOver:
         cast = lambda params: jax.tree.map(lambda x: x.astype(dtype), params)
         self.parts = jax.tree.map(on_hosts, parts)
         self.exchange = jax.jit(cast, out_shardings=self.parts)
-        self.gather = jax.jit(
-            lambda params: jax.tree.map(_gather, params, whole), out_shardings=jax.tree.map(on_hosts, whole)
-        )
+        gather = lambda params: jax.tree.map(_gather, params, whole)
+        self.gather = jax.jit(gather, out_shardings=jax.tree.map(on_hosts, whole))
 
     def __call__(self, params: decoder.Params) -> decoder.Params:
         """The actor's weights of the learner's; called under the learner's mesh."""

@@ -7,8 +7,6 @@ next, a decoded token or an appended chunk. Writes are scatters inside a `shard_
 place when the cache is donated; a write beyond C, or to a slot number beyond the shard's, is dropped.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

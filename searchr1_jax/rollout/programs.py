@@ -9,11 +9,9 @@ slot's arithmetic depends on no other slot. An extend row may write several slot
 the row that appends their prompt, which is how a prompt's cache is forked to its group.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +41,7 @@ class Shapes:
     group: int  # slots that one extend row can write, the samples of a question
 
     @classmethod
-    def of(cls, rollout: settings.Rollout) -> Shapes:
+    def of(cls, rollout: settings.Rollout) -> Self:
         return cls(
             slots=rollout.slots,
             context=rollout.context_tokens,
@@ -113,10 +111,8 @@ class Programs:
         self.config, self.shapes, self.dtype = config, shapes, dtype
         self.shards = parallel.axis_size("batch")
         for name, value in (("slots", shapes.slots), ("extend_rows", shapes.extend_rows)):
-            if value % self.shards:
-                raise ValueError(
-                    f"rollout.{name} of {value} does not divide over {self.shards} shards; use a multiple of it"
-                )
+            if value % (n := self.shards):
+                raise ValueError(f"rollout.{name} of {value} does not divide over {n} shards; use a multiple of it")
         self.slots_per_shard = shapes.slots // self.shards
         self.rows_per_shard = shapes.extend_rows // self.shards
         self._graph, _ = decoder.abstract(decoder.Policy, config)

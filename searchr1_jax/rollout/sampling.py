@@ -4,8 +4,6 @@ A sampling key is folded from (seed, rollout step, question, sample, position): 
 slot, order or delay its episode met.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

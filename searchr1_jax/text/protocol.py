@@ -7,8 +7,6 @@ A tool is called by its tags, `<name> … </name>`, so all tags follow from the 
 are those of `settings.Protocol`: a `{name}` is a placeholder, any other brace stands for itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import dataclasses
 import re

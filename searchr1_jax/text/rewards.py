@@ -9,8 +9,6 @@ its last turn, or a sequence of numbers, one for each turn. Settings name it: a 
 `package.module:function`, which `resolve` turns into the function once.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -87,8 +85,7 @@ def amount(worth: types.Worth) -> float:
 
 def by_turn(worth: types.Worth) -> tuple[float, ...] | None:
     """What a reward gives each turn; None where it is a number."""
-    values = np.asarray(worth, np.float64)
-    return tuple(values.tolist()) if values.ndim else None
+    return tuple(np.asarray(worth, np.float64).tolist()) if np.ndim(worth) else None
 
 
 def of_answer(measure: Measure) -> Reward:
@@ -230,7 +227,11 @@ def resolve(c: settings.Reward) -> WeightedSum:
                 f"reward {name!r} is named twice, again in {term!r}; name it once, in reward.name or extra"
             )
         weights[name] = weight
-    return WeightedSum(rewards={each: _find(each, known) for each in weights}, weights=weights)
+    found = {name: names.resolve(name, known, "reward") for name in weights}
+    for name, reward in found.items():
+        if not callable(reward):
+            raise ValueError(f"reward names {name!r}, which is {reward!r}; make it a function of a trajectory")
+    return WeightedSum(rewards=found, weights=weights)
 
 
 def _name_and_weight(term: str) -> tuple[str, float]:
@@ -239,10 +240,3 @@ def _name_and_weight(term: str) -> tuple[str, float]:
         if name and math.isfinite(number := float(weight)):
             return name, number
     raise ValueError(f"reward.extra holds {term!r}; write name=weight with a finite weight, as in retrieved=0.1")
-
-
-def _find(name: str, known: Mapping[str, Reward]) -> Reward:
-    reward = names.resolve(name, known, "reward")
-    if not callable(reward):
-        raise ValueError(f"reward names {name!r}, which is {reward!r}; make it a function of a trajectory")
-    return reward

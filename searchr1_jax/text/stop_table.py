@@ -16,8 +16,6 @@ table: a tag is found however the tokenizer cuts it, wherever in a token it ends
     from 4 stop         4     4      4      4       4       4         4        absorbing
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import dataclasses
 

@@ -7,15 +7,13 @@
 `transformers` and `tokenizers`, both lazily.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 import copy
 import functools
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, Self
 
 EOS = "<|endoftext|>"  # of the tokenizers that `train` makes
 
@@ -42,7 +40,7 @@ class Tokenizer:
         self._plain.no_padding()
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Tokenizer:
+    def load(cls, path: str | os.PathLike) -> Self:
         """The tokenizer of a directory; ValueError where there is none.
 
         The end-of-sequence ids are the tokenizer's and those of generation_config.json and config.json.
@@ -106,7 +104,8 @@ class Tokenizer:
         backend = self._hugging_face.backend_tokenizer
         decoders = _decoder_types(json.loads(backend.to_str())["decoder"])
         if "ByteLevel" in decoders:
-            piece_bytes = _byte_level_bytes
+            byte_of = _byte_of_character()
+            piece_bytes = lambda piece: bytes(byte_of[character] for character in piece)
         elif decoders & {"Metaspace", "ByteFallback"}:
             piece_bytes = _metaspace_bytes
         else:
@@ -184,7 +183,6 @@ def _decoder_types(decoder: dict | None) -> set[str]:
     return {decoder["type"]}.union(*map(_decoder_types, decoder.get("decoders", ())))
 
 
-@functools.cache
 def _byte_of_character() -> dict[str, int]:
     """GPT-2's map from the 256 printable characters of its vocabulary to bytes (Radford et al., 2019).
 
@@ -193,10 +191,6 @@ def _byte_of_character() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-def _byte_level_bytes(piece: str) -> bytes:
-    return bytes(map(_byte_of_character().__getitem__, piece))
 
 
 def _metaspace_bytes(piece: str) -> bytes:

@@ -4,8 +4,6 @@ The rollout loop appends replies with these functions, and demonstrations for su
 with them, so both read alike to the last token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import dataclasses
 

@@ -102,7 +102,7 @@ def test_any_failure_of_a_tool_is_a_tool_error_that_names_tool_call_and_cause():
 
     with pytest.raises(environment.ToolError) as caught:
         fetch(failing, "who?", "why?")
-    assert caught.value.tool == "search" and caught.value.__cause__ is cause
+    assert caught.value.args[0] == "search" and caught.value.__cause__ is cause
     words = "the tool 'search' failed on 'who?' (one of 2 called together): OSError: the index is on fire"
     assert str(caught.value) == words
 

@@ -8,8 +8,6 @@ Demonstrations know no retriever. Where a search finds several passages, the oth
 hold most words of the name that is meant, as a ranker of n-grams would have them.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Iterator, Sequence
 import functools

@@ -6,8 +6,6 @@ A step is an attribute of the entity that was reached; the last one is the answe
 is another row of CHAINS, another attribute a field of `world.Person` or `world.Company` and a line of PHRASES.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

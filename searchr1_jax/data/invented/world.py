@@ -15,8 +15,6 @@ name always follows a space; in a passage too, but for the name that opens its t
 that puts a space there, as the default does, a name is the same tokens everywhere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import itertools

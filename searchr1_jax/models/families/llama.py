@@ -1,7 +1,5 @@
 """Llama 3.x, and what others of its shape have from it: config.json in and out, and the names of tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 import functools
 from typing import Any
@@ -54,19 +52,6 @@ def read(family: model_config.Family, config: Mapping[str, Any]) -> model_config
     rope: dict[str, Any] = {"rope_theta": config.get("rope_theta")}
     rope |= (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    _refuse(family, config, rope_type)
-    scaling = None
-    if rope_type == "llama3":
-        scaling = model_config.RopeScaling(**{ours: rope[theirs] for ours, theirs in _SCALING_WORDS.items()})
-    heads = config["num_attention_heads"]
-    said = {**_LEFT_OUT, **config, "num_key_value_heads": config.get("num_key_value_heads") or heads}
-    said["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
-    fields = {ours: said[theirs] for ours, theirs in _WORDS.items()}
-    theta = float(rope["rope_theta"] or 10_000.0)
-    return model_config.ModelConfig(family=family, rope_theta=theta, rope_scaling=scaling, **fields)
-
-
-def _refuse(family: model_config.Family, config: Mapping[str, Any], rope_type: str) -> None:
     window = config.get("use_sliding_window") or "sliding_attention" in (config.get("layer_types") or ())
     activation = config.get("hidden_act", "silu")
     asked = {
@@ -81,6 +66,15 @@ def _refuse(family: model_config.Family, config: Mapping[str, Any], rope_type: s
     refused = [f"{name} {value!r}" for name, value in asked.items() if value is not None]
     if refused:
         raise ValueError(f"config.json asks for {', '.join(refused)}, not implemented; use a checkpoint without it")
+    scaling = None
+    if rope_type == "llama3":
+        scaling = model_config.RopeScaling(**{ours: rope[theirs] for ours, theirs in _SCALING_WORDS.items()})
+    heads = config["num_attention_heads"]
+    said = {**_LEFT_OUT, **config, "num_key_value_heads": config.get("num_key_value_heads") or heads}
+    said["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+    fields = {ours: said[theirs] for ours, theirs in _WORDS.items()}
+    theta = float(rope["rope_theta"] or 10_000.0)
+    return model_config.ModelConfig(family=family, rope_theta=theta, rope_scaling=scaling, **fields)
 
 
 def write(config: model_config.ModelConfig) -> dict[str, Any]:

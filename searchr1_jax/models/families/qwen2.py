@@ -1,7 +1,5 @@
 """Qwen2 and Qwen2.5: Llama's shape, and biases on the q, k and v projections."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """Qwen3 (dense): Llama's shape, an RMS norm of every query and key head, and heads of a width of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """A calculator: `<calculate> (3 + 4) * 2 </calculate>` is answered with `14`."""
 
-from __future__ import annotations
-
 import ast
 import math
 import operator

@@ -1,7 +1,5 @@
 """A search engine: `<search> who wrote Emma </search>` is answered with passages."""
 
-from __future__ import annotations
-
 from concurrent import futures
 import dataclasses
 import threading
