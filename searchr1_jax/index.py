@@ -56,16 +56,13 @@ def build(
     rows_dtype: str = "",
     dry_run: bool = False,
 ) -> None:
-    """Says what the index will take, then makes what is missing of it.
+    """Says what the index will take, then makes what is missing of it, unless this is a dry run.
 
     Args:
-      corpus: a jsonl file, see `corpus.Corpus`.
-      queries: a jsonl file of questions to tune on; empty: stretches of passages.
+      corpus, queries: jsonl files of passages and of questions to tune on; without these stretches of passages.
       rows_dtype: of the rows that exact search will hold, for the estimate; empty: as on disk.
-      dry_run: whether to stop after the estimate.
-    Raises:
-      ValueError: for a broken corpus or questions, another index in the directory, or too little room.
-      ImportError: where a part cannot be made on this machine.
+    Raises: ValueError for a broken corpus or questions, another index in the directory, or too little room; ImportError
+      where a part cannot be made on this machine.
     """
     directory = pathlib.Path(directory)
     for name in [] if dry_run else recipe.parts:
@@ -121,14 +118,7 @@ def plan(
             f"--rows={rows} plans vectors that are not there yet: give it with --dry_run and --parts of"
             f" {list(parts.BY_VECTORS)}, not {list(recipe.parts)}"
         )
-    wanted = part.Wanted(
-        rows=rows,
-        corpus=corpus,
-        dimensions=dimensions,
-        dtype=recipe.dtype,
-        rows_dtype=rows_dtype,
-        memory_bytes=recipe.memory_bytes,
-    )
+    wanted = part.Wanted(rows, corpus, dimensions, recipe.dtype, rows_dtype, recipe.memory_bytes)
     size = rows * dimensions * vectors.DTYPES[recipe.dtype].itemsize
     embedded = [part.Estimate("vectors", size, 0, 0, embedding_s)] if recipe.needs_vectors else []
     return embedded + [row.plan(wanted) for name, row in parts.PARTS.items() if name in recipe.parts]

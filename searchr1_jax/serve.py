@@ -48,7 +48,6 @@ def run(
       index: what settings.Retriever.index may be: a directory, "package.module:function", "auto", …
       online: a key of online.ENGINES, instead.
       cache: SQLite file in which answers are kept and looked up; with `replay` they come from it alone.
-      workdir: where a retriever that is made at the start looks for relative paths first.
       how: more arguments of `stored.open_index`; others than a built index are given those that are settings, and the
         corpus as data.corpus.
     Raises: ValueError where it is not said what to serve, or it is not there.

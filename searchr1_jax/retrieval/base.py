@@ -11,11 +11,15 @@ Four protocols, the error of a search that finally failed, and the checks every 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 
+from searchr1_jax.core import parallel
 from searchr1_jax.core import types
+
+Devices = Sequence[parallel.Device] | None  # of this process; all of them if None
 
 
 class Retriever(Protocol):
@@ -52,10 +56,7 @@ class VectorIndex(Protocol):
     """Finds the rows of the highest inner product; may be called from several threads at once."""
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64[Q, k] rows and float32[Q, k] scores for float32[Q, D] vectors, best first.
-
-        Where there are fewer than k, the row is -1 and the score -inf; a score is never NaN.
-        """
+        """Returns rows and scores for float32[Q, D] vectors, as `Ranker.rank` does for queries."""
         ...
 
 

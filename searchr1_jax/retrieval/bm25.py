@@ -38,12 +38,9 @@ _thread = threading.local()  # a stemmer is for one thread
 
 
 class BM25Ranker:
-    """A Ranker by words, usable from several threads.
+    """A Ranker by words over what `build` wrote, usable from several threads.
 
     A passage that shares no term with the query is never found; among equal scores the lower row comes first.
-
-    Args:
-      directory: as `build` filled it.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -63,13 +60,9 @@ class BM25Ranker:
 def build(
     corpus: corpora.Corpus, directory: str | os.PathLike, *, progress: Callable[[int], None] = lambda rows: None
 ) -> None:
-    """Writes the index of a corpus into a directory, which appears when it is whole.
+    """Writes the index of a corpus into a directory, which appears when it is whole; `progress` is told the rows read.
 
-    Holds the terms of the whole corpus in memory: `_plan` says what that takes.
-
-    Args:
-      progress: called now and then with the rows read.
-    Raises: ValueError where no passage holds a term.
+    Holds the terms of the whole corpus in memory. Raises: ValueError where no passage holds a term.
     """
     number: dict[str, int] = {}
     documents = []
@@ -128,7 +121,7 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _terms(text: str) -> list[str]:
-    """What of a text is searched for. Raises: ImportError without bm25s or its stemmer."""
+    """What of a text is searched for."""
     if not hasattr(_thread, "stemmer"):
         import Stemmer
 
@@ -145,6 +138,4 @@ def _bm25s():
     return bm25s
 
 
-PART = part.Part(
-    needs_vectors=False, plan=_plan, build=_build, open=_open, packages=("bm25s",), check=lambda: _terms("")
-)
+PART = part.Part(needs_vectors=False, plan=_plan, build=_build, open=_open, packages=("bm25s",))

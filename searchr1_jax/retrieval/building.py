@@ -40,8 +40,7 @@ class Recipe:
 
     parts: tuple[str, ...] = dataclasses.field(default_factory=lambda: (parts_lib.default(),))  # of parts.PARTS
     encoder: str = ""  # of vectors: a Hugging Face directory or hub id; "" or stored.HASHED: hashed n-grams
-    # Of a Hugging Face encoder: what its files don't say or say otherwise.
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of it: what its files don't say, or else
     dimensions: int = 256  # of hashed n-grams
     dtype: str = "float32"  # of the vectors on disk
     memory_bytes: int = 16_000_000_000  # that building may take: ScaNN is built in shards that fit
@@ -195,15 +194,8 @@ def build(
             )
 
     def finish() -> None:
-        making = part.Making(
-            directory=directory,
-            corpus=corpus,
-            encoder=encoder,
-            queries=queries,
-            memory_bytes=recipe.memory_bytes,
-            target_recall=recipe.target_recall,
-            progress=progress,
-        )
+        limits = recipe.memory_bytes, recipe.target_recall
+        making = part.Making(directory, corpus, encoder, queries, *limits, progress)
         for name, row in parts_lib.PARTS.items():
             if name in recipe.parts and row.build is not None:
                 manifest["parts"][name] = row.build(making)

@@ -64,9 +64,8 @@ class QueryCache:
     def search(self, queries: list[str], k: int) -> list[list[types.Passage]]:
         """Returns what the file holds for each query, once the retriever was asked for what it lacked.
 
-        Two that record the same query at the same time both get the answer that was stored first.
-
-        Raises: RetrievalError naming a query that is not in a replayed file; whatever the retriever raises.
+        Two that record a query at the same time both get the answer that was stored first. One that is not in a replayed
+        file is a RetrievalError.
         """
         base.check_k(k)
         found = self._read(queries, k)
@@ -77,11 +76,6 @@ class QueryCache:
             self._write(missing, k, self._retriever.search(missing, k))
             found |= self._read(missing, k)
         return [list(found[query]) for query in queries]
-
-    def close(self) -> None:
-        """Closes the file; the cache can be asked no more."""
-        with self._lock:
-            self._file.close()
 
     def _about(self, identity: str) -> dict[str, str]:
         """Returns what the file says of itself, after it was told if it is new and to be recorded."""

@@ -41,8 +41,7 @@ class Corpus:
       cache_dir: where the sidecar goes if the corpus' own folder cannot be written to.
       progress: called now and then, while the sidecar is built, with the bytes read so far.
     Attributes: path, absolute, of the file; sha256, hexadecimal, of its bytes.
-    Raises:
-      ValueError: for broken lines, all in one message; for no row at all; where the sidecar can be written nowhere.
+    Raises: ValueError for broken lines, all in one message; no row at all; a sidecar that can be written nowhere.
     """
 
     def __init__(

@@ -45,10 +45,6 @@ class HashedNgramEncoder:
     """
 
     def __init__(self, *, dimensions: int, idf: np.ndarray):
-        if dimensions < 1:
-            raise ValueError(f"dimensions is {dimensions}; a vector needs at least 1, and 256 do for names")
-        if np.shape(idf) != (SLOTS,):
-            raise ValueError(f"idf has shape {np.shape(idf)}; HashedNgramEncoder.fit makes it [{SLOTS}]")
         self.dimensions = dimensions
         self.settings = Settings(dimensions=dimensions)
         self.idf = np.asarray(idf, dtype=np.float32)
@@ -78,8 +74,6 @@ class HashedNgramEncoder:
 
         A passage's first line, its title, is counted twice.
         """
-        if kind not in ("query", "passage"):
-            raise ValueError(f'kind is {kind!r}; it is "query" or "passage"')
         if kind == "passage":
             texts = [text.partition("\n")[0] + "\n" + text for text in texts]
         number: dict[str, int] = {}  # of the distinct words, in order of appearance

@@ -15,7 +15,7 @@ smaller ones save memory, not time: on a CPU they take five times as long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,9 @@ CHUNK_ROWS = 65_536  # rows a device scores at once, at most: at 768 dimensions 
 TRUTH_QUERIES = 256  # whose scores of a chunk `top_k` holds at once, 67 MB
 DTYPES = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes a component
 
+_Best = tuple[jax.Array, jax.Array]  # scores and rows, [Q, devices x k], each device's best first
+_Chunk = tuple[jax.Array, jax.Array, jax.Array]  # see `ExactIndex._place`
+
 
 class ExactIndex:
     """The rows of the highest inner product; among equals the lower row comes first.
@@ -41,14 +44,12 @@ class ExactIndex:
     Args:
       vectors: float[N, D], finite; an array or a memmap, of which one chunk of one device at a time is in memory twice.
         On a CPU what need not be converted is not copied: leave it as it is while the index is in use.
-      devices: of this process, that share the rows; all of its devices if None.
+      devices: that share the rows.
       dtype: a key of DTYPES, what the rows are held as.
     Raises: ValueError when the vectors are not finite or there are none, or the dtype is another.
     """
 
-    def __init__(
-        self, vectors: np.ndarray, *, devices: Sequence[parallel.Device] | None = None, dtype: str = "float32"
-    ):
+    def __init__(self, vectors: np.ndarray, *, devices: base.Devices = None, dtype: str = "float32"):
         base.check_matrix(vectors)
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; set it to one of {', '.join(map(repr, DTYPES))}")
@@ -64,18 +65,14 @@ class ExactIndex:
         self._chunks = [self._place(vectors, chunk, dtype) for chunk in range(chunks)]
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64[Q, k] rows and float32[Q, k] inner products, best first; -1 and -inf for "none".
-
-        Raises: ValueError when a vector is not finite or of another dimension, or k < 1.
-        """
-        base.check_k(k)
+        """Returns rows and inner products, see `base.VectorIndex`. Raises: ValueError for wrong vectors or k < 1."""
         vectors = base.checked_queries(vectors, self._dimensions)
         count = len(vectors)
         vectors = np.pad(vectors, ((0, -count % BLOCK), (0, 0)))
+        rows, scores = base.nothing_found(len(vectors), k)
         program_k = min(1 << (k - 1).bit_length(), self._chunk_rows * len(self._chunks))
         with jax.set_mesh(self._mesh):
             found = [self._search_block(vectors[start : start + BLOCK], program_k) for start in range(0, count, BLOCK)]
-        rows, scores = base.nothing_found(len(vectors), k)
         kept = min(k, self._rows)
         for block, (block_scores, block_rows) in enumerate(jax.device_get(found)):
             best = np.lexsort((block_rows, -block_scores))[:, :kept]
@@ -84,7 +81,7 @@ class ExactIndex:
             scores[span, :kept] = np.take_along_axis(block_scores, best, axis=1)
         return rows[:count], scores[:count]
 
-    def _search_block(self, queries_QD: np.ndarray, k: int) -> tuple[jax.Array, jax.Array]:
+    def _search_block(self, queries_QD: np.ndarray, k: int) -> _Best:
         """Scores and rows, [Q, devices x k], each device's best first; padding scores -inf, as the start does."""
         shape, along = (BLOCK, k * self._mesh.size), self._split(None, "batch")
         best = jax.device_put((np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)), along)
@@ -93,7 +90,7 @@ class ExactIndex:
             best = _better(best, chunk, queries_QD, self._rows)
         return best
 
-    def _place(self, vectors: np.ndarray, chunk: int, dtype: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _place(self, vectors: np.ndarray, chunk: int, dtype: str) -> _Chunk:
         """The rows of a chunk, a contiguous part on each device; their scales, float32; each part's first row.
 
         Beyond the last row there are zeros, which are never found. Scales are 1 but for int8.
@@ -125,12 +122,7 @@ class ExactIndex:
 
 
 @jax.jit
-def _better(
-    so_far: tuple[jax.Array, jax.Array],
-    chunk: tuple[jax.Array, jax.Array, jax.Array],
-    queries_QD: jax.Array,
-    rows: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+def _better(so_far: _Best, chunk: _Chunk, queries_QD: jax.Array, rows: jax.Array) -> _Best:
     """The best so far and those of a chunk, merged on each device: scores and rows, [Q, devices x k].
 
     `top_k` breaks ties by the lower position, and the lower rows stand first in all that it is given.
@@ -151,17 +143,9 @@ def _better(
         return scores, jnp.take_along_axis(merged, at, axis=1)
 
     along, best = parallel.spec("batch"), parallel.spec(None, "batch")
-    return jax.shard_map(
-        on_a_device,
-        in_specs=(
-            (best, best),
-            (parallel.spec("batch", None), along, along),
-            parallel.spec(None, None),
-            parallel.spec(),
-        ),
-        out_specs=(best, best),
-        check_vma=False,
-    )(so_far, chunk, queries_QD, jnp.asarray(rows, jnp.int32))
+    specs = (best, best), (parallel.spec("batch", None), along, along), parallel.spec(None, None), parallel.spec()
+    merged = jax.shard_map(on_a_device, in_specs=specs, out_specs=(best, best), check_vma=False)
+    return merged(so_far, chunk, queries_QD, jnp.asarray(rows, jnp.int32))
 
 
 def stored_bytes(rows: int, dimensions: int, dtype: str = "float32") -> int:

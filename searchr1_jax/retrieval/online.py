@@ -32,13 +32,13 @@ class Engine:
     title: str  # of the engine, in messages
     url: str
     parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of every request
-    count: str | None  # the parameter for how many results are wanted, where there is one
-    most: int  # results of one request
+    count: str = ""  # the parameter for how many results are wanted, where there is one
+    most: int = 10  # results of one request
     key_parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name: environment variable
     key_headers: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name: environment variable
     results: tuple[str, ...]  # path of the list of results; an answer that found nothing may have none
     proof: tuple[tuple[str, ...], str]  # a path and its value that make an answer without results a right one
-    names: tuple[str, str, str]  # of a result's title, url and snippet
+    names: tuple[str, str, str] = ("title", "link", "snippet")  # of a result's title, url and snippet
     entities: bool = False  # titles and snippets come escaped as for HTML
 
 
@@ -47,22 +47,17 @@ ENGINES = {
         title="SerpAPI",
         url="https://serpapi.com/search.json",
         parameters={"engine": "google"},
-        count=None,
-        most=10,
         key_parameters={"api_key": "SERPAPI_API_KEY"},
         results=("organic_results",),
         proof=(("search_metadata", "status"), "Success"),
-        names=("title", "link", "snippet"),
     ),
     "google": Engine(
         title="Google Custom Search",
         url="https://www.googleapis.com/customsearch/v1",
         count="num",
-        most=10,
         key_parameters={"key": "GOOGLE_API_KEY", "cx": "GOOGLE_CSE_ID"},
         results=("items",),
         proof=(("kind",), "customsearch#search"),
-        names=("title", "link", "snippet"),
     ),
     "brave": Engine(
         title="Brave Search",
@@ -88,24 +83,17 @@ class OnlineRetriever:
       engine: a key of ENGINES. Its keys are taken from the environment, and never shown in an error or a log.
       timeout_s, attempts, backoff_s: see `remote.Patience` and `remote.send`.
       url: where to ask instead of the engine's own url.
-    Raises: ValueError naming an engine that does not exist, or an environment variable that is not set.
+    Raises: ValueError naming an environment variable that is not set.
     """
 
     def __init__(self, engine: str, *, timeout_s: float, attempts: int, backoff_s: float, url: str | None = None):
-        if engine not in ENGINES:
-            known = ", ".join(map(repr, ENGINES))
-            raise ValueError(f"the online search engine is {engine!r}; set it to one of {known}")
-        self._engine = ENGINES[engine]
-        self._url = url or self._engine.url
+        self._engine, self._url = ENGINES[engine], url or ENGINES[engine].url
         self._patience = remote.Patience(timeout_s=timeout_s, attempts=attempts, backoff_s=backoff_s)
         self._parameters = {name: self._key(key) for name, key in self._engine.key_parameters.items()}
         self._headers = {name: self._key(key) for name, key in self._engine.key_headers.items()}
 
     def search(self, queries: list[str], k: int) -> list[list[types.Passage]]:
-        """Returns at most k passages for each query, in the engine's order, with their urls as ids.
-
-        Raises: ValueError for more than the engine gives; RetrievalError naming the engine and the cause.
-        """
+        """See `base.Retriever`; ids are urls. Raises: ValueError for more than the engine gives."""
         base.check_k(k)
         if k > self._engine.most:
             raise ValueError(f"k is {k}; {self._engine.title} gives at most {self._engine.most} results")

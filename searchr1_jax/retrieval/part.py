@@ -23,8 +23,7 @@ from searchr1_jax.retrieval import vectors as vector_files
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What is known of an index before it is made."""
 
     rows: int  # of the corpus
@@ -45,8 +44,7 @@ class Estimate(NamedTuple):
     seconds: float | None  # to build it; None: not estimated
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Making:
+class Making(NamedTuple):
     """An index that is being made; its vectors are on disk, where a part needs them."""
 
     directory: pathlib.Path  # of the index
@@ -58,8 +56,7 @@ class Making:
     progress: Progress
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Opening:
+class Opening(NamedTuple):
     """An index that is being opened."""
 
     directory: pathlib.Path  # of the index

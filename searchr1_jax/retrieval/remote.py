@@ -39,19 +39,11 @@ _secrets: set[str] = set()  # keys, as they are and as a url spells them
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for an answer, and how often to ask. Raises: ValueError for limits that leave no request."""
+    """How long to wait for an answer, and how often to ask."""
 
     timeout_s: float  # of one request, from the connection to the last byte of the answer
     attempts: int  # requests before a search has failed, over all its servers
     backoff_s: float  # pause when every server has been asked once; doubles with each round
-
-    def __post_init__(self):
-        if self.attempts < 1:
-            raise ValueError(f"attempts is {self.attempts}; a search needs at least 1")
-        if self.timeout_s <= 0:
-            raise ValueError(f"timeout_s is {self.timeout_s}; give a server more than 0 seconds to answer")
-        if self.backoff_s < 0:
-            raise ValueError(f"backoff_s is {self.backoff_s}; a pause is 0 seconds or more")
 
     def pause_s(self, rounds: int, servers: int, retry_after_s: float) -> float:
         """Returns how long to wait after some rounds: a server may ask for as much as the last pause, not more."""
@@ -156,17 +148,12 @@ class RemoteRetriever:
     def __init__(self, url: str | Sequence[str], *, timeout_s: float, attempts: int, backoff_s: float):
         self._patience = Patience(timeout_s=timeout_s, attempts=attempts, backoff_s=backoff_s)
         self.endpoints = tuple(map(_endpoint, url.split(",") if isinstance(url, str) else url))
-        if not self.endpoints:
-            raise ValueError("there is no retriever url; give at least one")
         if attempts < len(self.endpoints):
             raise ValueError(f"attempts is {attempts} for {len(self.endpoints)} retriever urls; give each at least one")
         self._first = 0  # the endpoint that answered last
 
     def search(self, queries: list[str], k: int) -> list[list[types.Passage]]:
-        """Returns at most k passages for each query, in the server's order.
-
-        Raises: RetrievalError naming the endpoint and what was wrong with it or its answer.
-        """
+        """See `base.Retriever`; errors name the endpoint and what was wrong with it or its answer."""
         base.check_k(k)
         if not queries:
             return []

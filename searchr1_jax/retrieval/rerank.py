@@ -6,11 +6,11 @@ queries ─ ranker ─▶ its best candidates ─ corpus ─▶ (query, passage)
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import os
 
 import numpy as np
 
-from searchr1_jax.core import parallel
 from searchr1_jax.models import encoder
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base
@@ -27,11 +27,10 @@ class CrossEncoder:
     Args:
       name: a directory in Hugging Face format, or a model id of the hub (owner/name).
       rows: of a batch, on each device.
-      devices: of this process; all of them if None.
     Raises: ValueError for what is missing or not implemented, by name.
     """
 
-    def __init__(self, name: str | os.PathLike, *, rows: int = 16, devices: Sequence[parallel.Device] | None = None):
+    def __init__(self, name: str | os.PathLike, *, rows: int = 16, devices: base.Devices = None):
         directory = hf.directory(str(name))
         config = encoder.read_config(directory)
         if config.token_types < 2:
@@ -46,36 +45,23 @@ class CrossEncoder:
         return self._model(pairs, self._rows, np.empty(len(pairs), np.float32))
 
 
+@dataclasses.dataclass(frozen=True)
 class Reranked:
-    """A Ranker that scores another's best rows anew; as thread-safe as that one.
+    """A Ranker that scores another's best rows anew; as thread-safe as that one."""
 
-    Args:
-      ranker: finds the candidates.
-      cross_encoder: its scores are the result's.
-      corpus: of the ranker's rows; a passage is read with its title line.
-      candidates: how many of the ranker's rows are read for a query, or k where more are asked for.
-    Raises: ValueError when there would be no candidates.
-    """
-
-    def __init__(self, ranker: base.Ranker, cross_encoder: CrossEncoder, corpus: corpora.Corpus, candidates: int):
-        if candidates < 1:
-            raise ValueError(f"candidates is {candidates}; a reranker needs at least 1, and 20 to 100 are usual")
-        self._ranker, self._cross_encoder, self._corpus = ranker, cross_encoder, corpus
-        self._candidates = candidates
+    ranker: base.Ranker  # finds the candidates
+    cross_encoder: CrossEncoder  # its scores are the result's
+    corpus: corpora.Corpus  # of the ranker's rows; a passage is read with its title line
+    candidates: int  # that are read for a query, or k where more are asked for
 
     def rank(self, queries: list[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64[Q, k] rows and float32[Q, k] scores, best first; -1 and -inf for "none".
-
-        Among equal scores the ranker's order stays.
-
-        Raises: ValueError when k < 1 or a score is not finite.
-        """
+        """See `base.Ranker`; equal scores keep the ranker's order. Raises: ValueError for a score that is no number."""
         base.check_k(k)
-        rows, _ = self._ranker.rank(queries, max(k, self._candidates))
+        rows, _ = self.ranker.rank(queries, max(k, self.candidates))
         found = rows != -1
-        pairs = [(queries[query], self._corpus.contents(int(rows[query, i]))) for query, i in np.argwhere(found)]
+        pairs = [(queries[query], self.corpus.contents(int(rows[query, i]))) for query, i in np.argwhere(found)]
         scores = np.full(rows.shape, -np.inf, np.float32)
-        scores[found] = self._cross_encoder.score(pairs)
+        scores[found] = self.cross_encoder.score(pairs)
         if not np.isfinite(scores[found]).all():
             raise ValueError("a score of the cross-encoder is not finite; mend its weights")
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]

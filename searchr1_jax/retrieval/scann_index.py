@@ -80,11 +80,9 @@ class ScannIndex:
     builds from the same vectors are equal. Scores are the inner products, with a tree to the precision of that dtype.
 
     Args:
-      vectors: float[N, D], finite; held in memory as one shard. `build` and `load` are for those on disk.
+      vectors: float[N, D], held in memory as one shard. `build` and `load` are for those on disk.
       settings: `Settings.for_rows` if None.
-    Raises:
-      ValueError: when the vectors are not finite (ScaNN would abort the process) or there are none.
-      ImportError: when ScaNN has no wheel for this machine.
+    Raises: ValueError for no vectors or not finite ones (ScaNN would abort the process); ImportError without ScaNN.
     """
 
     def __init__(self, vectors: np.ndarray, *, settings: Settings | None = None):
@@ -98,11 +96,10 @@ class ScannIndex:
 
     @classmethod
     def load(cls, directory: str | os.PathLike, *, threads: int | None = None, **searched: int) -> ScannIndex:
-        """The index that `build` wrote, wherever the directory lies now.
+        """The index that `build` wrote, wherever the directory lies now; `searched` are arguments of `searching`.
 
         Args:
           threads: that share the queries of one call; as many as there are cores if None.
-          searched: arguments of `searching`, as `scann_part` measured them.
         Raises: ValueError when the directory holds no whole index; ImportError without ScaNN.
         """
         directory = pathlib.Path(directory)
@@ -117,19 +114,15 @@ class ScannIndex:
         ]
         return index.searching(**searched)
 
-    def searching(self, *, leaves_searched: int | None = None, rescored: int | None = None) -> ScannIndex:
-        """The same index, searched less or more thoroughly; None leaves a setting as it is."""
-        given = {"leaves_searched": leaves_searched, "rescored": rescored}
+    def searching(self, **changed: int) -> ScannIndex:
+        """The same index with other `leaves_searched` or `rescored`: searched less or more thoroughly."""
         index = copy.copy(self)
-        index.settings = dataclasses.replace(index.settings, **{key: n for key, n in given.items() if n is not None})
+        index.settings = dataclasses.replace(self.settings, **changed)
         _check(index.settings, min(shard.rows for shard in self._shards))
         return index
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns int64[Q, k] rows and float32[Q, k] inner products, best first; -1 and -inf for "none".
-
-        Raises: ValueError when a vector is not finite or of another dimension, or k < 1.
-        """
+        """Returns rows and inner products, see `base.VectorIndex`. Raises: ValueError for wrong vectors or k < 1."""
         vectors = base.checked_queries(vectors, self.dimensions)
         rows, scores = base.nothing_found(len(vectors), k)
 

@@ -101,7 +101,7 @@ def _queries_per_s(index: scann_index.ScannIndex, queries: np.ndarray) -> float:
 
 def _plan(wanted: part.Wanted) -> part.Estimate:
     shard = scann_plan.shard_rows(wanted.rows, memory_bytes=wanted.memory_bytes, dimensions=wanted.dimensions)
-    return scann_plan.plan(wanted.rows, wanted.dimensions, shard_rows=shard, vectors_dtype=wanted.dtype)
+    return scann_plan.plan(wanted.rows, wanted.dimensions, shard_rows=shard, dtype=wanted.dtype)
 
 
 def _build(making: part.Making) -> dict[str, Any]:

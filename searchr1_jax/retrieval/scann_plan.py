@@ -15,12 +15,7 @@ INDEXING_S = 0.3e-3  # seconds to index a passage of 768 dimensions on 2 cores
 
 
 def plan(
-    rows: int,
-    dimensions: int,
-    *,
-    settings: scann_index.Settings | None = None,
-    shard_rows: int,
-    vectors_dtype: str = "float32",
+    rows: int, dimensions: int, *, settings: scann_index.Settings | None = None, shard_rows: int, dtype: str = "float32"
 ) -> part.Estimate:
     """What `build` with these arguments will take.
 
@@ -34,7 +29,7 @@ def plan(
     seconds = INDEXING_S * rows * dimensions / 768
     largest = -(-rows // shards)
     settings = settings or scann_index.Settings.for_rows(largest, dimensions)
-    given = 0 if vectors_dtype == "float32" else 4 * largest * dimensions  # a shard as float32
+    given = 0 if dtype == "float32" else 4 * largest * dimensions  # a shard as float32
     if not settings.leaves:
         stored = 4 * rows * dimensions
         return part.Estimate(name, stored, 4 * largest * dimensions + given, stored, seconds)
@@ -57,7 +52,7 @@ def shard_rows(rows: int, *, memory_bytes: int, dimensions: int) -> int:
     Raises: ValueError where not even scann_index.BRUTE_FORCE_ROWS fit.
     """
 
-    needed = lambda shard: plan(shard, dimensions, shard_rows=shard, vectors_dtype="bfloat16").building_bytes
+    needed = lambda shard: plan(shard, dimensions, shard_rows=shard, dtype="bfloat16").building_bytes
     low = min(rows, scann_index.BRUTE_FORCE_ROWS)
     if needed(low) > memory_bytes:
         raise ValueError(

@@ -294,10 +294,7 @@ class _Searches:
         self._pool = concurrent.futures.ThreadPoolExecutor(settings.threads, "search")
 
     async def search(self, queries: list[str], k: int) -> list[list[types.Passage]] | Exception:
-        """Returns the passages for each query, or what the search raised.
-
-        Raises: HTTPException when too many wait already.
-        """
+        """Returns the passages for each query, or what the search raised; HTTPException when too many wait."""
         if len(self.waiting) >= self._settings.max_waiting:
             raise _busy(f"{len(self.waiting)} requests are waiting already; try again later")
         loop = asyncio.get_running_loop()

@@ -27,6 +27,7 @@ from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 from searchr1_jax.models import encoder
 from searchr1_jax.models import hf
+from searchr1_jax.retrieval import base
 from searchr1_jax.text import tokenizer
 
 DTYPES = ("float32", "bfloat16")
@@ -143,24 +144,14 @@ class BatchedModel:
     Rows of a batch are split over the devices, each of which holds all weights; no device waits for another.
 
     Args:
-      directory: the model's, and its tokenizer's.
       kind: `encoder.TextModel` or `encoder.PairModel`.
       max_tokens: of the longest text with its frame; what is longer is cut.
-      dtype: one of DTYPES.
-      devices: of this process; all of them if None.
       options: more arguments of the model's call.
     Raises: ValueError for a length that the model has no positions for, or that has no room in its frame.
     """
 
     def __init__(
-        self,
-        directory: pathlib.Path,
-        kind: type,
-        *,
-        max_tokens: int,
-        dtype: str,
-        devices: Sequence[parallel.Device] | None,
-        **options: Any,
+        self, directory: pathlib.Path, kind: type, *, max_tokens: int, dtype: str, devices: base.Devices, **options: Any
     ):
         self.config = encoder.read_config(directory)
         most = self.config.max_positions
@@ -181,11 +172,7 @@ class BatchedModel:
         self._jitted = jax.jit(call)
 
     def __call__(self, texts: Sequence[Any], rows: int, out: np.ndarray) -> np.ndarray:
-        """Fills `out`, float32[N, …], with what the model makes of each text, and returns it.
-
-        Args:
-          rows: of a batch, on each device.
-        """
+        """Fills `out`, float32[N, …], with what the model makes of each text, `rows` at once on each device."""
         rows *= self._mesh.devices.size
         waiting: dict[int, list] = {bucket: [] for bucket in self.buckets}
         flying: collections.deque = collections.deque()
@@ -234,43 +221,29 @@ class TextEncoder:
 
     Args:
       name: a directory in Hugging Face format, or a model id of the hub (owner/name).
-      query_rows, passage_rows: rows of a batch on each device; few answer a query sooner, many embed a corpus faster.
-      devices: of this process; all of them if None.
+      rows: of a batch of queries and of passages, on each device; few answer sooner, many embed a corpus faster.
       settings: arguments of `read_settings`. E5 wants the prefixes "query: " and "passage: ", BGE an instruction before
         the query alone.
     Raises: ValueError for what is missing or not implemented, by name.
     """
 
     def __init__(
-        self,
-        name: str | os.PathLike,
-        *,
-        query_rows: int = 8,
-        passage_rows: int = 32,
-        devices: Sequence[parallel.Device] | None = None,
-        **settings: Any,
+        self, name: str | os.PathLike, *, rows: tuple[int, int] = (8, 32), devices: base.Devices = None, **settings: Any
     ):
         self.directory = hf.directory(str(name))
         self.settings = read_settings(self.directory, **settings)
         s = self.settings
         self._prefixes = {"query": s.query_prefix, "passage": s.passage_prefix}
-        self._rows = {"query": query_rows, "passage": passage_rows}
+        self._rows = dict(zip(("query", "passage"), rows, strict=True))
+        model, options = encoder.TextModel, dict(pooling=s.pooling, normalize=s.normalize)
         self._model = BatchedModel(
-            self.directory,
-            encoder.TextModel,
-            max_tokens=s.max_tokens,
-            dtype=s.dtype,
-            devices=devices,
-            pooling=s.pooling,
-            normalize=s.normalize,
+            self.directory, model, max_tokens=s.max_tokens, dtype=s.dtype, devices=devices, **options
         )
         self.dimensions = self._model.config.width
         self.fingerprint = fingerprint(self.directory)
 
     def encode(self, texts: list[str], kind: Literal["query", "passage"]) -> np.ndarray:
         """Returns float32[N, D]; a text's vector is the same, to the bit, whatever texts come with it."""
-        if kind not in self._prefixes:
-            raise ValueError(f'kind is {kind!r}; it is "query" or "passage"')
         texts = [self._prefixes[kind] + text for text in texts]
         if self.settings.lower_case:
             texts = [text.lower() for text in texts]

@@ -23,7 +23,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 import uuid
 
 import ml_dtypes
@@ -45,8 +45,7 @@ class KnownEncoder(base.Encoder, Protocol):
     settings: Any  # frozen dataclass of JSON values
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Header:
+class Header(NamedTuple):
     """What a directory of vectors holds."""
 
     rows: int  # N, of the corpus
@@ -89,22 +88,13 @@ def embed_corpus(
       block_rows: how many passages a kill may cost, for each process.
       process, processes: this is number `process` of `processes`; the number may be another after a restart.
       progress: called with the rows finished so far, by all processes, at the start and after each block.
-    Raises:
-      ValueError: when the directory is of another job (with both jobs' values), the disk has no room, or a vector
-        is not finite, by its corpus row; nothing is written of that block.
+    Raises: ValueError when the directory is of another job (with both jobs' values), the disk has no room, or a vector
+      is not finite, by its corpus row; nothing is written of that block.
     """
     directory = pathlib.Path(directory)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it is one of {list(DTYPES)}")
-    header = Header(
-        rows=len(corpus),
-        dimensions=encoder.dimensions,
-        dtype=dtype,
-        block_rows=block_rows,
-        corpus=corpus.sha256,
-        encoder=encoder.fingerprint,
-        settings=dataclasses.asdict(encoder.settings),
-    )
+    settings = dataclasses.asdict(encoder.settings)
+    identity = corpus.sha256, encoder.fingerprint, settings
+    header = Header(len(corpus), encoder.dimensions, dtype, block_rows, *identity)
     _claim(directory, header)
     size = header.rows * header.row_bytes
     with _grown(directory / _VECTORS, size) as vectors, _grown(directory / _DONE, header.blocks) as done:
@@ -159,14 +149,14 @@ def _claim(directory: pathlib.Path, header: Header) -> None:
             )
         part = directory / f"{_HEADER}.{uuid.uuid4().hex}"
         with open(part, "w") as file:
-            file.write(json.dumps(dataclasses.asdict(header), indent=2) + "\n")
+            file.write(json.dumps(header._asdict(), indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):  # another process was first
             os.link(part, path)
         part.unlink()
         _sync_directory(directory)
-    there, here = dataclasses.asdict(read_header(directory)), dataclasses.asdict(header)
+    there, here = read_header(directory)._asdict(), header._asdict()
     differences = [f"{key} is {there[key]!r} there and {here[key]!r} here" for key in here if there[key] != here[key]]
     if differences:
         raise ValueError(f"{directory} is of another job: {'; '.join(differences)}; use another directory")

@@ -21,7 +21,7 @@ def define() -> None:
     )
     flags.DEFINE_enum("search", "", ["", *parts.PARTS, stored.HYBRID], "how to search; default: hybrid where it can be")
     flags.DEFINE_string("reranker", "", "directory or hub id of a cross-encoder that reorders what was found")
-    flags.DEFINE_integer("candidates", 50, "passages that it orders")
+    flags.DEFINE_integer("candidates", 50, "passages that it orders", lower_bound=1)
     flags.DEFINE_enum(
         "rows_dtype", "", ["", *exact_index.DTYPES], "of the rows that exact search holds; default: as on disk"
     )

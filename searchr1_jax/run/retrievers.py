@@ -127,8 +127,6 @@ KINDS = {
     "made at the start": Kind(lambda c: c.index in ("auto", *parts.IN_MEMORY), _identity_at_the_start, _at_the_start),
     "own": Kind(lambda c: re.fullmatch(r"[\w.]+:\w+", c.index) is not None, _identity_of_own, _own),
     "built": Kind(
-        lambda c: True,
-        lambda settings, _: stored.identity(**_built(settings)),
-        lambda settings, _: stored.open_index(**_built(settings)),
+        lambda c: True, lambda s, _: stored.identity(**_built(s)), lambda s, _: stored.open_index(**_built(s))
     ),
 }

@@ -75,7 +75,7 @@ def test_a_replay_gives_every_passage_back_to_the_bit(tmp_path):
 
     recording = _record(tmp_path / "q.sqlite", Odd())
     recorded = recording.search(["Ünïcode \0 ?", "nothing"], 8)
-    recording.close()
+    recording._file.close()
     replayed = _replay(tmp_path / "q.sqlite").search(["nothing", "Ünïcode \0 ?"], 8)[::-1]
     for answers in (recorded, replayed):
         assert answers[1] == []
@@ -161,7 +161,7 @@ def test_threads_that_record_the_same_query_get_the_answer_that_was_stored_first
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: recording.search(["a"], 1), range(8)))
     assert all(answer == answers[0] for answer in answers)
-    recording.close()
+    recording._file.close()
     assert _replay(tmp_path / "q.sqlite").search(["a"], 1) == answers[0]
 
 

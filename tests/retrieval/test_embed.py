@@ -108,13 +108,3 @@ def test_another_process_makes_the_same_vectors(corpus):
         [sys.executable, "-c", code, corpus.path], env=environment, capture_output=True, text=True, check=True
     )
     assert other.stdout.strip() == vectors.tobytes().hex()
-
-
-def test_wrong_arguments_are_refused_by_value(corpus):
-    encoder = embed.HashedNgramEncoder.fit(corpus, dimensions=64)
-    with pytest.raises(ValueError, match="kind is 'text'"):
-        encoder.encode(["a"], "text")
-    with pytest.raises(ValueError, match="dimensions is 0"):
-        embed.HashedNgramEncoder.fit(corpus, dimensions=0)
-    with pytest.raises(ValueError, match=r"idf has shape \(3,\)"):
-        embed.HashedNgramEncoder(dimensions=64, idf=np.ones(3))

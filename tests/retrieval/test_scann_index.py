@@ -329,7 +329,7 @@ def test_shards_are_as_large_as_memory_allows():
     assert 1_000_000 < rows < 21_015_324
 
     def needed(shard):
-        return scann_plan.plan(shard, 768, shard_rows=shard, vectors_dtype="bfloat16").building_bytes
+        return scann_plan.plan(shard, 768, shard_rows=shard, dtype="bfloat16").building_bytes
 
     assert needed(rows) <= 24e9 < needed(rows + 1)
     assert scann_plan.shard_rows(5_000, memory_bytes=int(24e9), dimensions=768) == 5_000

@@ -19,7 +19,7 @@ from searchr1_jax.text import tokenizer
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 NAMES = ["bert_mean", "bert_cls"]
 TOLERANCE = 1e-5  # of float32 vectors of length 1
-ROWS = dict(query_rows=4, passage_rows=4)
+ROWS = dict(rows=(4, 4))
 RNG = np.random.default_rng(0)
 # Of all buckets, none of them a multiple of a batch.
 TEXTS = [" ".join(RNG.choice(["emma", "kelu", "the", "of", "zoo"], 1 + i % 29)) for i in range(61)]
@@ -119,7 +119,7 @@ def test_the_newer_files_of_sentence_transformers_are_read_alike(copy, mode):
     assert (settings.pooling, settings.normalize) == (mode, False)
 
 
-def test_wrong_arguments_are_refused_by_value(encoders):
+def test_wrong_arguments_are_refused_by_value():
     for given, complaint in [
         (dict(pooling="max"), "pooling is 'max'"),
         (dict(dtype="float16"), "dtype is 'float16'"),
@@ -127,8 +127,6 @@ def test_wrong_arguments_are_refused_by_value(encoders):
     ]:
         with pytest.raises(ValueError, match=complaint):
             text_encoder.TextEncoder(GOLDEN / "bert_mean", **given)
-    with pytest.raises(ValueError, match="kind is 'text'"):
-        encoders["bert_mean"].encode(["a"], "text")
 
 
 def test_a_tokenizer_of_another_model_is_refused(copy):
@@ -219,7 +217,7 @@ def test_buckets_are_powers_of_two_and_the_lengths_between_them():
 
 
 def test_a_program_is_compiled_once_a_bucket_and_number_of_rows():
-    settings = dict(max_tokens=20, query_prefix="", passage_prefix="", query_rows=1, passage_rows=2)
+    settings = dict(max_tokens=20, query_prefix="", passage_prefix="", rows=(1, 2))
     encoder = text_encoder.TextEncoder(GOLDEN / "bert_mean", devices=jax.devices()[:1], **settings)
     words = lambda count: " ".join(["emma"] * count)
     programs = encoder._model.programs

@@ -298,9 +298,3 @@ def test_a_disk_without_room_is_found_before_any_work(corpus, tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"take 2,060 bytes, and .* has 2,059 left; make room or use dtype bfloat16"):
         vectors.embed_corpus(Digest(), corpus, tmp_path, **COMMON)
     assert files(tmp_path) == {}
-
-
-def test_an_unknown_dtype_is_refused_by_name(corpus, tmp_path):
-    with pytest.raises(ValueError, match="dtype is 'float16'"):
-        vectors.embed_corpus(Digest(), corpus, tmp_path, dtype="float16", **COMMON)
-    assert files(tmp_path) == {}
