@@ -222,19 +222,15 @@ def define() -> None:
     flags.DEFINE_enum("pooling", None, text_encoder.POOLINGS, "of token vectors")
     flags.DEFINE_bool("normalize", None, "vectors to length 1")
     flags.DEFINE_integer("max_tokens", None, "of a text; what is longer is cut")
-    flags.DEFINE_integer(
-        "dimensions", default.dimensions, "of hashed n-gram vectors; with --rows, of any", lower_bound=1
-    )
+    flags.DEFINE_integer("dimensions", default.dimensions, "of n-gram vectors; with --rows, of any", lower_bound=1)
     flags.DEFINE_enum("dtype", default.dtype, list(vectors.DTYPES), "of the vectors on disk")
     flags.DEFINE_float(
-        "memory_gb", default.memory_bytes / 1e9, "that building may take; ScaNN is built in shards that fit"
+        "memory_gb", default.memory_bytes / 1e9, "that building may take; ScaNN's shards are made to fit"
     )
     flags.DEFINE_float("target_recall", default.target_recall, "recall at 3 that ScaNN's search is tuned to")
     flags.DEFINE_string("queries", "", "jsonl file of questions to tune on; default: stretches of passages")
     flags.DEFINE_bool("dry_run", False, "say what a build would take, and stop")
-    flags.DEFINE_integer(
-        "rows", None, "with --dry_run: of vectors that are not there yet, in place of a corpus", lower_bound=1
-    )
+    flags.DEFINE_integer("rows", None, "with --dry_run, for a corpus: of vectors not there yet", lower_bound=1)
     flags.DEFINE_integer("k", 3, "passages for a query")
 
 

@@ -64,8 +64,8 @@ class QueryCache:
     def search(self, queries: list[str], k: int) -> list[list[types.Passage]]:
         """Returns what the file holds for each query, once the retriever was asked for what it lacked.
 
-        Two that record a query at the same time both get the answer that was stored first. One that is not in a replayed
-        file is a RetrievalError.
+        Two that record a query at the same time both get the answer that was stored first. A query that a replayed file
+        lacks is a RetrievalError.
         """
         base.check_k(k)
         found = self._read(queries, k)

@@ -43,28 +43,20 @@ class Settings:
     leaves: int  # of the tree; 0: no tree and no codes, every row is scored exactly
     leaves_searched: int  # by a query
     dimensions_a_code: int  # that one code of 4 bits stands for
-    anisotropy: float  # threshold of the anisotropic loss (Guo et al., eq. 7); 0.2 is ScaNN's for unit length
-    soar: float | None  # λ of SOAR (Sun et al., 2023): a row may lie in a second leaf too; None: in one only
-    rescored: int  # candidates of the codes that are scored by their vectors
+    anisotropy: float = 0.2  # threshold of the anisotropic loss (Guo et al., eq. 7); 0.2 is ScaNN's for unit length
+    soar: float | None = 1.5  # λ of SOAR (Sun et al., 2023): a row may lie in a second leaf too; None: in one only
+    rescored: int = 200  # candidates of the codes that are scored by their vectors
     # Of the vectors they are rescored by. With "float32" the last bit of a score may differ from call to call: it
     # depends on the order of the candidates, which ScaNN draws. The others were never seen to.
-    dtype: str
-    training_rows: int  # sampled, on which tree and codes are trained
+    dtype: str = "bfloat16"
+    training_rows: int = 100_000  # sampled, on which tree and codes are trained
 
     @classmethod
     def for_rows(cls, rows: int, dimensions: int) -> Settings:
         """Those for a shard of so many rows: brute force where that is faster, else a tree of √N leaves."""
         leaves = 0 if rows < BRUTE_FORCE_ROWS else math.isqrt(rows)
-        return cls(
-            leaves=leaves,
-            leaves_searched=math.ceil(LEAVES_SHARE * leaves),
-            dimensions_a_code=max(2, math.ceil(dimensions / CODED_BLOCKS)),
-            anisotropy=0.2,
-            soar=1.5,
-            rescored=200,
-            dtype="bfloat16",
-            training_rows=100_000,
-        )
+        coded = max(2, math.ceil(dimensions / CODED_BLOCKS))
+        return cls(leaves=leaves, leaves_searched=math.ceil(LEAVES_SHARE * leaves), dimensions_a_code=coded)
 
 
 class _Shard(NamedTuple):
@@ -180,7 +172,7 @@ def build(
     """
     base.check_matrix(vectors)
     rows, dimensions = vectors.shape
-    shards = shard_count(rows, shard_rows)
+    shards = -(-rows // shard_rows)
     bounds = _bounds(rows, shards)
     settings = settings or Settings.for_rows(-(-rows // shards), dimensions)
     _check(settings, rows // shards)
@@ -263,13 +255,6 @@ def _checksum(vectors: np.ndarray, first_row: int) -> int:
     for _, block in exact_index.checked_blocks(vectors, first_row=first_row):
         checksum = zlib.crc32(np.ascontiguousarray(block).data, checksum)
     return checksum
-
-
-def shard_count(rows: int, shard_rows: int) -> int:
-    """Shards that so many rows make. Raises: ValueError for shards of no row."""
-    if shard_rows < 1:
-        raise ValueError(f"shard_rows is {shard_rows}; a shard takes at least 1 row, a million for large corpora")
-    return -(-rows // shard_rows)
 
 
 def _bounds(rows: int, shards: int) -> list[tuple[int, int]]:

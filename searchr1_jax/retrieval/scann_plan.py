@@ -24,7 +24,7 @@ def plan(
     quarter of synthetic ones; planned as half). The tree holds two float32 copies of its centroids. While a shard is
     built ScaNN has it twice as float32, its codes a byte each, and the training sample twice.
     """
-    shards = scann_index.shard_count(rows, shard_rows)
+    shards = -(-rows // shard_rows)
     name = f"ScaNN, {shards} shard{'s' if shards > 1 else ''}"
     seconds = INDEXING_S * rows * dimensions / 768
     largest = -(-rows // shards)

@@ -84,19 +84,18 @@ def serve(
     Raises: what the warm-up raised; SystemExit when the address is taken.
     """
     application = app(retriever, settings, info)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application,
-            host=host,
-            port=port,
-            log_level="warning",
-            access_log=False,
-            lifespan="on",
-            ws="none",
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=SHUTDOWN_S,
-        )
+    config = uvicorn.Config(
+        application,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
+    server = uvicorn.Server(config)
     application.state.stop = lambda: setattr(server, "should_exit", True)
     with _signals_end_quietly():
         server.run()
@@ -144,7 +143,7 @@ class _Service:
         warming = asyncio.create_task(self._warm_up(application))
         yield
         warming.cancel()
-        self._searches.close()
+        self._searches.pool.shutdown(wait=False, cancel_futures=True)
 
     async def _warm_up(self, application: applications.Starlette) -> None:
         try:
@@ -291,7 +290,7 @@ class _Searches:
         self._retriever, self._settings, self._metrics = retriever, settings, metrics
         self.waiting: collections.deque[_Search] = collections.deque()
         self._running: set[asyncio.Task] = set()
-        self._pool = concurrent.futures.ThreadPoolExecutor(settings.threads, "search")
+        self.pool = concurrent.futures.ThreadPoolExecutor(settings.threads, "search")
 
     async def search(self, queries: list[str], k: int) -> list[list[types.Passage]] | Exception:
         """Returns the passages for each query, or what the search raised; HTTPException when too many wait."""
@@ -307,9 +306,6 @@ class _Searches:
             return await search.outcome
         finally:
             timer.cancel()
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _is_due(self, search: _Search) -> None:
         search.due = True
@@ -342,7 +338,7 @@ class _Searches:
     async def _run(self, batch: list[_Search]) -> None:
         self._metrics.batches.count(sum(len(search.queries) for search in batch))
         loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._pool, _outcomes, self._retriever, batch)
+        outcomes = await loop.run_in_executor(self.pool, _outcomes, self._retriever, batch)
         for search, outcome in zip(batch, outcomes, strict=True):
             if not search.outcome.done():  # its request may have been cancelled
                 search.outcome.set_result(outcome)

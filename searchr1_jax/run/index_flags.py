@@ -12,19 +12,15 @@ from searchr1_jax.retrieval import stored
 
 
 def define() -> None:
-    flags.DEFINE_string(
-        "index", None, 'directory of an index; to serve also "package.module:function" or "auto", made of --corpus'
-    )
+    flags.DEFINE_string("index", None, 'directory of an index; to serve also "module:function", or "auto" of --corpus')
     flags.DEFINE_string("corpus", "", 'jsonl file, {"id", "contents"} a line; of a built index: where it is now')
     flags.DEFINE_string(
-        "encoder", "", "directory or hub id of a BERT-family text encoder; of a built index: where it is now"
+        "encoder", "", "directory or hub id of a BERT-family encoder; of a built index: where it is now"
     )
     flags.DEFINE_enum("search", "", ["", *parts.PARTS, stored.HYBRID], "how to search; default: hybrid where it can be")
     flags.DEFINE_string("reranker", "", "directory or hub id of a cross-encoder that reorders what was found")
     flags.DEFINE_integer("candidates", 50, "passages that it orders", lower_bound=1)
-    flags.DEFINE_enum(
-        "rows_dtype", "", ["", *exact_index.DTYPES], "of the rows that exact search holds; default: as on disk"
-    )
+    flags.DEFINE_enum("rows_dtype", "", ["", *exact_index.DTYPES], "of the rows of exact search; default: as on disk")
 
 
 def how() -> dict[str, Any]:

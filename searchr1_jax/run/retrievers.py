@@ -117,10 +117,7 @@ def _built(settings: settings_lib.Settings) -> dict[str, Any]:
     return {"directory": c.index, **how}
 
 
-def _url(settings: settings_lib.Settings, workdir: pathlib.Path) -> str:
-    return settings.retriever.url
-
-
+_url = lambda settings, _: settings.retriever.url
 KINDS = {
     "of the web": Kind(lambda c: c.url in online.ENGINES, _url, _client(online.OnlineRetriever)),
     "a server": Kind(lambda c: bool(c.url), _url, _client(remote.RemoteRetriever)),

@@ -218,20 +218,19 @@ def test_vectors_that_are_not_finite_are_refused_before_anything_is_built(vector
 
 
 @pytest.mark.parametrize(
-    "changed, shard_rows, message",
+    "changed, message",
     [
-        (dict(leaves=500), 500, "500 leaves for 400 rows to train on"),
-        (dict(leaves_searched=21), 500, "leaves_searched is 21; there are 20"),
-        (dict(leaves_searched=0), 500, "leaves_searched is 0; there are 20"),
-        (dict(rescored=0), 500, "rescored is 0"),
-        (dict(dtype="float16"), 500, "dtype is 'float16'; set it to one of 'float32', 'bfloat16', 'int8'"),
-        (dict(), 0, "shard_rows is 0"),
+        (dict(leaves=500), "500 leaves for 400 rows to train on"),
+        (dict(leaves_searched=21), "leaves_searched is 21; there are 20"),
+        (dict(leaves_searched=0), "leaves_searched is 0; there are 20"),
+        (dict(rescored=0), "rescored is 0"),
+        (dict(dtype="float16"), "dtype is 'float16'; set it to one of 'float32', 'bfloat16', 'int8'"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_by_name(vectors, tmp_path, changed, shard_rows, message):
+def test_settings_that_do_not_fit_are_refused_by_name(vectors, tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
         settings = dataclasses.replace(TREE, **changed)
-        scann_index.build(vectors, tmp_path / "scann", settings=settings, shard_rows=shard_rows)
+        scann_index.build(vectors, tmp_path / "scann", settings=settings, shard_rows=500)
     assert not (tmp_path / "scann").exists()
 
 
