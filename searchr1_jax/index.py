@@ -10,8 +10,6 @@ A build says first what it will take, shows how far it is, can be killed at any 
 again; the index is there when its manifest is. Several processes (--distributed) share the embedding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 import contextlib
 import json

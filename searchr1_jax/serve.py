@@ -8,8 +8,6 @@ POST /retrieve {"queries": [str], "topk": int, "return_scores": bool}, GET /heal
 warm; on SIGTERM or Ctrl-C it still gives the answers it owes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 import dataclasses
 import os

@@ -9,8 +9,6 @@
 Four protocols, the error of a search that finally failed, and the checks every index makes of its vectors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal, Protocol
 

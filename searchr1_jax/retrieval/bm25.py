@@ -7,8 +7,6 @@ k1 = 0.9 and b = 0.4 are what the field's baselines use (Anserini), with Lucene'
 words of two letters and more in lower case, without English stop words, stemmed by Snowball's English stemmer.
 """
 
-from __future__ import annotations
-
 import array
 from collections.abc import Callable
 import logging

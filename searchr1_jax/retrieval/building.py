@@ -7,8 +7,6 @@ Every part can be interrupted at any moment and goes on where it was; what an in
 in planned.json, and another recipe is refused there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses

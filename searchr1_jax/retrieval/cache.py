@@ -8,8 +8,6 @@ One SQLite file: a table of answers by (k, query), and the identity of what gave
 does not work over network file systems).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import json
 import os

@@ -11,8 +11,6 @@ also where the last row ends. It counts as long as time and size are still the f
 built again.
 """
 
-from __future__ import annotations
-
 import array
 from collections.abc import Callable
 import hashlib

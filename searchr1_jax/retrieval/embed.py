@@ -8,14 +8,12 @@ frequencies are counted on the corpus. Fit for entity-centric corpora of up to s
 the words of a query are names that the passage spells the same way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
 import re
-from typing import Literal
+from typing import Literal, Self
 import zlib
 
 import numpy as np
@@ -53,7 +51,7 @@ class HashedNgramEncoder:
     @classmethod
     def fit(
         cls, corpus: corpora.Corpus, *, dimensions: int = 256, progress: Callable[[int], None] = lambda rows: None
-    ) -> HashedNgramEncoder:
+    ) -> Self:
         """Counts the inverse document frequencies on a corpus: idf = ln(1 + (N − n + ½) / (n + ½)).
 
         n of N passages hold an n-gram of that slot (BM25's idf, Robertson & Zaragoza, 2009, eq. 3.3, kept positive);

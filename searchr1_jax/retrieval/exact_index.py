@@ -13,8 +13,6 @@ Rows are held as float32, as bfloat16 (rounded to 8 bits) or as int8 with one fl
 smaller ones save memory, not time: on a CPU they take five times as long.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import jax

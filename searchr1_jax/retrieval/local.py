@@ -3,8 +3,6 @@
 queries ─ ranker ─▶ rows and scores ─ corpus ─▶ passages
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 

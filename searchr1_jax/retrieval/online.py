@@ -12,8 +12,6 @@ answer shapes are those of
 Engines rank and give no scores, so scores are 0 and the order is theirs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 import dataclasses
 import html

@@ -7,8 +7,6 @@
 A part is a file that ends with its `Part`, and a row of `parts.PARTS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib

@@ -1,7 +1,5 @@
 """The parts that an index can have, a row each; of those that need vectors the first one there is searched."""
 
-from __future__ import annotations
-
 from searchr1_jax.retrieval import bm25
 from searchr1_jax.retrieval import exact_index
 from searchr1_jax.retrieval import part

@@ -4,8 +4,6 @@ queries ─ encoder ─▶ vectors ─ index ─▶ rows, scores                
 queries ─▶ each ranker's best ─ reciprocal rank fusion ─▶ rows, scores      Fused
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 import dataclasses
 

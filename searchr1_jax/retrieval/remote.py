@@ -13,8 +13,6 @@ the next server where one fails.
     round 1   a ✗  b ✗      pause      round 2   a ✗  b ✓      the next request starts at b
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json

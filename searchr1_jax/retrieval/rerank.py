@@ -3,8 +3,6 @@
 queries ─ ranker ─▶ its best candidates ─ corpus ─▶ (query, passage) pairs ─ CrossEncoder ─▶ the best k of them
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import dataclasses
 import os

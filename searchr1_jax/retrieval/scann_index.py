@@ -10,8 +10,6 @@
 ScaNN comes without TensorFlow here and only for x86-64 Linux, so it is imported when an index is made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import concurrent.futures
 import copy
@@ -21,7 +19,7 @@ import math
 import os
 import pathlib
 import shutil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 import zlib
 
 import numpy as np
@@ -52,7 +50,7 @@ class Settings:
     training_rows: int = 100_000  # sampled, on which tree and codes are trained
 
     @classmethod
-    def for_rows(cls, rows: int, dimensions: int) -> Settings:
+    def for_rows(cls, rows: int, dimensions: int) -> Self:
         """Those for a shard of so many rows: brute force where that is faster, else a tree of √N leaves."""
         leaves = 0 if rows < BRUTE_FORCE_ROWS else math.isqrt(rows)
         coded = max(2, math.ceil(dimensions / CODED_BLOCKS))
@@ -87,7 +85,7 @@ class ScannIndex:
         self.dimensions, self._threads = vectors.shape[1], 1
 
     @classmethod
-    def load(cls, directory: str | os.PathLike, *, threads: int | None = None, **searched: int) -> ScannIndex:
+    def load(cls, directory: str | os.PathLike, *, threads: int | None = None, **searched: int) -> Self:
         """The index that `build` wrote, wherever the directory lies now; `searched` are arguments of `searching`.
 
         Args:
@@ -106,7 +104,7 @@ class ScannIndex:
         ]
         return index.searching(**searched)
 
-    def searching(self, **changed: int) -> ScannIndex:
+    def searching(self, **changed: int) -> Self:
         """The same index with other `leaves_searched` or `rescored`: searched less or more thoroughly."""
         index = copy.copy(self)
         index.settings = dataclasses.replace(self.settings, **changed)

@@ -4,8 +4,6 @@ vectors/ ─ scann_index.build ─▶ scann/ ─ ScannIndex.searching(leaves, de
    └─ exact_index.top_k of the queries ─▶ truth ─────────────────────────────────┘            reaches the target
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Callable
 import math

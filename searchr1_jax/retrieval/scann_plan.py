@@ -3,8 +3,6 @@
 rows, dimensions, Settings ─▶ Estimate        memory to build in ─▶ rows of a shard
 """
 
-from __future__ import annotations
-
 import bisect
 
 from searchr1_jax.retrieval import exact_index

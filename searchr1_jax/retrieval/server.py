@@ -14,8 +14,6 @@ A refusal is `{"error": str}`: 4xx for what is wrong with a request, 503 with Re
 `Settings.threads` threads at once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import collections
 from collections.abc import AsyncIterator, Mapping, Sequence

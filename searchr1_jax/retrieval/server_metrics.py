@@ -4,8 +4,6 @@ POST /retrieve ─ status, queries, seconds ─▶ ServerMetrics ─ text ─▶
 batches        ─ queries ─────────────────▶
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Sequence
 

@@ -10,8 +10,6 @@
 The corpus stays where it is. Corpus and encoder must be those that the index was made from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 import hashlib
 import json

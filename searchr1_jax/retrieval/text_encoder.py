@@ -7,8 +7,6 @@ have the same shape (missing rows are filled up), and no row of a batch looks at
 so that their number does not show either. The last bits may differ for another number of rows, backend or compiler.
 """
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Sequence
 import dataclasses

@@ -12,8 +12,6 @@ and with the same encoder the files come out byte for byte as if nothing had hap
 rather than through a mapping, so that a full disk is an error and not a signal.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent import futures
 import contextlib

@@ -1,7 +1,5 @@
 """The flags that `index` and `serve` share: which index it is, and how it is searched."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from absl import flags

@@ -8,8 +8,6 @@ the cache of queries it is known by that name and, where the function has an att
 for the same two arguments: whatever else its answers depend on, such as the corpus' hash.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import pathlib
 import re
