@@ -16,7 +16,7 @@ def workdir(tmp_path, laptop):
 
 
 @pytest.mark.parametrize("name", ["corpus.jsonl", "test.jsonl", "init/config.json"])
-def test_prepare_does_not_replace_a_users_own_files(tmp_path, name):
+def test_prepare_does_not_replace_a_users_own_files(laptop, tmp_path, name):
     file = tmp_path / name
     file.parent.mkdir(exist_ok=True)
     file.write_text("{}\n")
