@@ -18,8 +18,9 @@ SLOW = (
     "test_two_hosts.py", "test_commands.py", "test_processes.py", "test_train.py", "test_update.py", "test_together.py",
     "test_sft.py", "test_family.py", "test_notebook_tool.py", "test_engine.py", "test_server.py", "test_index.py",
     "test_exact_rollouts.py", "test_bench_rollout.py", "test_bench_learner.py", "test_bench_retrieval.py",
-    "test_tpu_compile.py", "test_parallel.py", "test_decoder.py", "test_encoder.py", "test_attention.py", "test_guards.py",
-    "test_supervised.py", "test_scripted.py", "test_text_encoder.py", "test_stored.py", "test_vectors.py",
+    "test_tpu_compile.py", "test_parallel.py", "test_decoder.py", "test_encoder.py", "test_attention.py",
+    "test_guards.py", "test_supervised.py", "test_scripted.py", "test_text_encoder.py", "test_stored.py",
+    "test_vectors.py",
     "test_export.py", "test_copying.py", "test_one_step_page.py", "test_hf.py",
 )  # fmt: skip
 
