@@ -5,8 +5,6 @@ python -m searchr1_jax.ask --workdir=runs/quickstart --question="who founded …
 Without --question it reads questions from the terminal, one a line. --model and --retriever are those of `evaluate`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 import itertools
 import os

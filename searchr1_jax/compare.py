@@ -3,8 +3,6 @@ r"""Puts two evaluations of a workdir side by side: figures, an episode of each,
 python -m searchr1_jax.compare --workdir=runs/quickstart --before=base --after=final
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import json
 import os

@@ -7,8 +7,6 @@ config's, or --retriever=http://…, so that a published checkpoint can be judge
 eval/<name>-<decoding>.json and, beside it, the episodes as .jsonl.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import os
 

@@ -6,8 +6,6 @@ It needs the workdir alone, where the run's config is too; --config stands in fo
 it is whole; an existing one is replaced only with --overwrite.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import os
 import pathlib

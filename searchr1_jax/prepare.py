@@ -6,8 +6,6 @@ What it writes are the same files that real data and real models come in, and th
 It depends on `world.*`, `protocol.*` and `tools` only, so every seed of learning begins with the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import json
 import os

@@ -18,8 +18,6 @@ python -m searchr1_jax.evaluate --config=configs/quickstart.py --workdir=runs/qu
     --model=runs/quickstart/chosen --name=chosen
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 import functools
 import itertools

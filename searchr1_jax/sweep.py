@@ -16,8 +16,6 @@ is waited for, and several sweeps may share a workdir. Ctrl-C or SIGTERM asks th
 checkpoint), once more: at once. The status is 1 where a run failed, 130 where the sweep was stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import os
 import pathlib

@@ -7,8 +7,6 @@ with the same numbers. Ctrl-C or SIGTERM ends it after the step in progress, wit
 Settings that change what is learned may differ from those it began with only with --accept_changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 import dataclasses
 import os

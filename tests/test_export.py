@@ -1,6 +1,6 @@
 """The verb export, called in this process on all eight devices, in workdirs that hold a checkpoint and little else.
 
-Exporting what was really trained is tried in `test_verbs.py`; what transformers reads, in `models/test_hf.py`.
+Exporting what was really trained is tried in `test_commands.py`; what transformers reads, in `models/test_hf.py`.
 """
 
 import dataclasses

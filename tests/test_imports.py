@@ -140,7 +140,7 @@ PLANTED = [
     ("learning/update.py", "from searchr1_jax.rollout import engine", "learning (floor 4) imports"),
     ("learning/update.py", "from searchr1_jax.run import checkpoint", "searchr1_jax.run.checkpoint (floor 5)"),
     ("run/evaluation.py", "from searchr1_jax import train", "imports searchr1_jax.train (floor 7)"),
-    ("run/setup.py", "from searchr1_jax.sweeps import claims", "imports searchr1_jax.sweeps.claims (floor 6)"),
+    ("run/parts.py", "from searchr1_jax.sweeps import claims", "imports searchr1_jax.sweeps.claims (floor 6)"),
     ("train.py", "from searchr1_jax import evaluate", "imports searchr1_jax.evaluate (floor 7)"),
     ("train.py", "from searchr1_jax.bench import rollout", "imports searchr1_jax.bench.rollout (floor 7)"),
     ("bench/rollout.py", "from searchr1_jax import train", "bench (floor 7) imports searchr1_jax.train"),

@@ -11,8 +11,6 @@ On the CPU backend the arrays are host memory themselves, so a load must hold th
     export_memory_ratio  peak growth of the process while loading and exporting / bytes of the weights
 """
 
-from __future__ import annotations
-
 import pathlib
 import statistics
 import tempfile

@@ -9,8 +9,6 @@ does. Repeats are interleaved and figures are medians:
     tokens_per_s_192, tokens_per_s_1024   in caches of that length
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import functools
 import statistics

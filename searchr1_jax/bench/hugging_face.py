@@ -7,8 +7,6 @@ What it need not do is left out, in its favour: no log-probs are kept, rows that
 and a comparison of lengths ends a turn, cheaper than any stop string.
 """
 
-from __future__ import annotations
-
 import pathlib
 import tempfile
 import time

@@ -24,8 +24,6 @@ A GRPO step of 48M parameters, everything in float32, without compiling:
 Repeats are interleaved, ratios are the medians of the repeats' ratios, seconds are medians.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import statistics

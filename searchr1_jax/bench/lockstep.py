@@ -5,8 +5,6 @@
 They differ from the loop of `episodes` in nothing but the order of things: same engine, same books.
 """
 
-from __future__ import annotations
-
 import collections
 
 from searchr1_jax.rollout import episodes

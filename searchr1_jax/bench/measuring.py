@@ -1,7 +1,5 @@
 """What the benchmarks share: flags, one device, contestants in turns, processes apart, memory, and telling figures."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures

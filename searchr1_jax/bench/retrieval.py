@@ -12,8 +12,6 @@ judged on the other half, each method's queries/s read off its curve at recall@3
     hnsw, ivf_pq                 faiss: HNSW with 32 links; IVF, fast-scan PQ, rescored with the vectors
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 import contextlib
 import dataclasses

@@ -24,8 +24,6 @@ interleaved, and every ratio is the median of the repeats' ratios of wall times:
     over_torch_episodes  seconds of a token of whole episodes, torch's / ours
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import statistics

@@ -10,8 +10,6 @@ prompt or passages before it; its *closing* is the last that the policy writes, 
 sampled freely and mean nothing, so that all schedules do the same work: as many tokens, turns, searches and passages.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 

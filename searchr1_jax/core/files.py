@@ -7,8 +7,6 @@ Both make the folders above. After an error nothing is left of them, and what st
 process that is killed leaves `.name.partial` behind, which the next attempt removes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 import contextlib
 import os

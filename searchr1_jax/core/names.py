@@ -1,7 +1,5 @@
 """Names in a config: rows of a visible table, or what a module of the user's own defines."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 import importlib
 from typing import TypeVar

@@ -12,8 +12,6 @@ Learning is global: every process issues the same programs over the mesh of all 
 process has a mesh of its own devices, and what they made is exchanged between steps (`gather`).
 """
 
-from __future__ import annotations
-
 import math
 import pickle
 from typing import Any, Sequence

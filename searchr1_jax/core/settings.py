@@ -19,8 +19,6 @@ The rules of a key, or of a whole section:
     acting    decides how a policy acts
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import difflib
@@ -29,7 +27,7 @@ import math
 import re
 import types
 import typing
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 FREE, LAST_BITS, ACCEPTED, FIXED = "free", "last bits", "accepted", "fixed"
 LIMIT = "limit"
@@ -322,7 +320,7 @@ class Settings:
             each.check()
 
     @classmethod
-    def of(cls, config: Any) -> Settings:
+    def of(cls, config: Any) -> Self:
         """The settings that a ConfigDict or a JSON object holds; what it leaves out has its default.
 
         Raises:
@@ -330,7 +328,7 @@ class Settings:
         """
         return _read(cls(), config if isinstance(config, Mapping) else config.to_dict(), "")
 
-    def replace(self, changes: Mapping[str, Any]) -> Settings:
+    def replace(self, changes: Mapping[str, Any]) -> Self:
         """The settings with other values, by dotted key. Raises ValueError as `of` does."""
         tree: dict[str, Any] = {}
         for name, value in changes.items():

@@ -12,8 +12,6 @@ Alignment: entry t of every per-token array speaks of token t — its id, its lo
 tokens before it, the value just before it, whether the policy wrote it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

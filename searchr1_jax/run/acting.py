@@ -7,8 +7,6 @@ would not come out the same twice is the same for all. A tool that fails for goo
 others finish, and the exchange tells all of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from concurrent import futures
 import time

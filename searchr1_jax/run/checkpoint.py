@@ -5,10 +5,8 @@ the policy alone, and a small JSON object (data position and the like). Optimize
 of arrays: their Python types belong to a library version, not to a file.
 """
 
-from __future__ import annotations
-
 import pathlib
-from typing import Any, Mapping
+from typing import Any, Mapping, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -62,7 +60,7 @@ class Checkpoints:
         """Waits for what is being saved."""
         self._manager.wait_until_finished()
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

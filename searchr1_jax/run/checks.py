@@ -3,8 +3,6 @@
 What must hold of one key by itself stands beside it, in `core.settings`.
 """
 
-from __future__ import annotations
-
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.learning import checks as learning
 from searchr1_jax.models import attention

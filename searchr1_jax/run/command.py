@@ -4,8 +4,6 @@ A command is a module of the package's root: `run` is a function of plain argume
 `main` calls `run` with them. Importing it defines nothing, so that all can be used in one process.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Callable, Iterator, Sequence
 import contextlib

@@ -1,7 +1,5 @@
 """Pictures: the learning curve of a run, the curves of a study."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import pathlib

@@ -3,8 +3,6 @@
 Called by the command `evaluate` and, every n steps, by `train`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 import dataclasses
 import json

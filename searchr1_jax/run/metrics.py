@@ -4,15 +4,13 @@ metrics.jsonl holds one JSON object a step. A resumed run first drops what was w
 the file reads as if it had never stopped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import pathlib
 import resource
 import sys
 import time
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Iterable, Iterator, Mapping, Self
 
 import psutil
 from rich import console as rich_console
@@ -55,7 +53,7 @@ class Progress:
             self._said = time.monotonic()
             say(f"{self._what}: {self._done} of {self._total}  {note}")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
@@ -124,7 +122,7 @@ class Writer:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

@@ -1,7 +1,5 @@
 """The README.md of an exported model: what it is, how it was trained, what it scored."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 

@@ -1,7 +1,5 @@
 """Policies in and out: from a checkpoint of a run or a Hugging Face directory, and as such a directory again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """From settings to the parts of a run that several commands use."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 import pathlib
 from typing import NamedTuple

@@ -1,10 +1,8 @@
 """What a checkpoint says beside its weights: the JSON object that lets a run go on, and an export describe it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Self
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class About:
     course: Course
 
     @classmethod
-    def of(cls, extra: Mapping[str, Any]) -> About:
+    def of(cls, extra: Mapping[str, Any]) -> Self:
         """Of the JSON object that `as_json` gave."""
         return cls(**{**extra, "course": Course(**extra["course"])})
 

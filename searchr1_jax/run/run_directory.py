@@ -1,7 +1,5 @@
 """A run's directory: what is looked up in it, which run lives there, and whether another may go on in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 import json
 import pathlib

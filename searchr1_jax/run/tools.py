@@ -7,8 +7,6 @@ A row is called with the settings and the workdir and gives the tool of its name
 likewise, with the tool's `name` as an attribute of the class: its tags are known before there is a corpus or an index.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 import pathlib
 

@@ -3,8 +3,6 @@
 Method, Claim of a config file; {method: [Run, …]} ─ judge, RULE ─▶ Finding: a verdict and a sentence
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math

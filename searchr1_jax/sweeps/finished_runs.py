@@ -3,8 +3,6 @@
 <method>-seed<n>/  config.json ─ metrics.jsonl ─ eval/*.json  ─ read ─▶ {method: [Run of a seed, …]}
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
