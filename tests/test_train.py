@@ -180,7 +180,7 @@ def test_on_request_it_goes_back_to_its_last_checkpoint_with_half_the_learning_r
     alarm, parts, undisturbed, workdir, capsys
 ):
     """Steps 1, 2, 3, at half the rate 3 and 4, at a quarter of it 3 and 4; the third and the fifth are too much."""
-    settings = {"guard.rollbacks": 2, "checkpoint.every": 2}
+    settings = {"guard.rollbacks": 2, "guard.kl": 1e9, "checkpoint.every": 2}
     alarm(3, 5)
     assert parts.train(workdir, **settings)
     out = capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_on_request_it_goes_back_to_its_last_checkpoint_with_half_the_learning_r
 
 
 def test_a_run_killed_after_it_went_back_goes_on_at_the_lower_rate(alarm, parts, workdir, tmp_path):
-    settings = {"guard.rollbacks": 1, "checkpoint.every": 1, "evaluation.every": 0}
+    settings = {"guard.rollbacks": 1, "guard.kl": 1e9, "checkpoint.every": 1, "evaluation.every": 0}
     whole = shutil.copytree(workdir, tmp_path / "whole")
     alarm(2)
     assert parts.train(whole, **settings)
@@ -208,7 +208,7 @@ def test_a_run_killed_after_it_went_back_goes_on_at_the_lower_rate(alarm, parts,
     "settings, cause", [({}, "the run went back before"), ({"checkpoint.every": 0}, "there is no checkpoint yet")]
 )
 def test_it_stops_where_it_cannot_go_back(alarm, parts, workdir, settings, cause):
-    settings = {"guard.rollbacks": 1, "checkpoint.every": 1} | settings
+    settings = {"guard.rollbacks": 1, "guard.kl": 1e9, "checkpoint.every": 1} | settings
     with pytest.raises(FloatingPointError, match=f"guard.kl of 1, and {cause} .guard.rollbacks is 1.; lower the"):
         alarm(2, 3)
         parts.train(workdir, **settings)
