@@ -133,7 +133,7 @@ def test_a_search_that_fails_on_one_host_stops_both_and_the_work_of_both_is_kept
     said = [process.communicate(timeout=processes.HANGS_S) for process in running]
     server.shutdown()
     assert [process.returncode for process in running] == [1, 1], said
-    assert all("error: the search for" in err and "failed after 1 attempt" in err for _, err in said), said
+    assert all("error: the tool 'search' failed" in err and "failed after 1 attempt" in err for _, err in said), said
     (interrupted,) = (workdir / "trajectories").glob("interrupted-*.jsonl")
     before = len(list((workdir / "trajectories").glob("step*.jsonl")))
     assert interrupted.name == f"interrupted-step{before + 1:06d}.jsonl"
