@@ -176,9 +176,8 @@ def test_sft_goes_on_under_its_own_config_only(workdir, laptop):
     _teach(workdir, **{"sft.output": "taught"})
     before = miniature.files(workdir)
     changed = {"sft.output": "taught", "sft.content_weight": 2.0, "sft.steps": 2}
-    with pytest.raises(
-        ValueError, match="another config .sft.content_weight: 5.0 there, 2.0 now; sft.steps: 1 there, 2 now"
-    ):
+    message = "another config .sft.steps: 1 there, 2 now; sft.content_weight: 5.0 there, 2.0 now"
+    with pytest.raises(ValueError, match=message):
         _teach(workdir, **changed)
     with pytest.raises(ValueError, match="sft.model: 'init' there, 'base' now.*, or remove that directory"):
         _teach(workdir, **{"sft.output": "taught", "sft.model": "base"})  # whose weights have other shapes

@@ -264,7 +264,7 @@ def test_ctrl_c_ends_a_run_whose_search_hangs(tagged_tokenizer, hanging):
     running, _ = scripted.rollout(tagged_tokenizer, scripts, hanging, **LIMITS)
 
     def interrupt():
-        assert hanging.asked.wait(timeout=10)
+        assert hanging.asked.wait(timeout=600)
         time.sleep(0.1)  # a signal that comes between a lock's look at the signals and its wait is seen late
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
