@@ -9,6 +9,7 @@ import optax
 
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.core import types
+from searchr1_jax.data import packing  # noqa: F401 - makes types.Batch a pytree
 
 
 @dataclasses.dataclass(frozen=True)
