@@ -171,7 +171,11 @@ class Runner:
         bases = {run.base.name: run.base for run in runs if run.base}
         with futures.ThreadPoolExecutor(jobs) as pool:
             for some in (bases.values(), runs):
-                list(pool.map(attempt, some))
+                begun = [pool.submit(attempt, each) for each in some]
+                while futures.wait(begun, _LOOK_EVERY_S).not_done:
+                    pass  # awake now and then: a wait without end may see a signal late
+                for done in begun:
+                    done.result()
         return failed
 
 
