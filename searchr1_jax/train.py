@@ -93,6 +93,7 @@ class Experiment:
 def build(settings: settings_lib.Settings, workdir: pathlib.Path) -> Experiment:
     """All parts; whatever is wrong with the settings or their files is found here, before any work."""
     decodings = {name: parts.decoding(settings, name) for name in ("sampled", *settings.evaluation.decoding)}
+    tools.names(settings)
     reward = rewards.resolve(settings.reward)
     model_path = model_files.find(settings.model.path, workdir, "model.path")
     model, tokens = hf.read_config(model_path, settings.model.family), tokenizer.Tokenizer.load(model_path)

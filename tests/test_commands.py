@@ -296,6 +296,8 @@ def test_what_is_missing_is_asked_for_by_name(fails, tmp_path):
     assert "--workdir" in fails("train")
     line = fails("train", f"--workdir={tmp_path}", own=True)
     assert "--config is missing" in line and "holds no run" in line
+    line = fails("train", f"--workdir={tmp_path}", "--config=configs/nowhere.py", own=True)
+    assert "--config names configs/nowhere.py, but neither" in line
 
 
 def test_a_wrong_config_argument_is_refused_in_the_configs_own_words(fails, tmp_path):

@@ -126,7 +126,11 @@ def _with_config(argv: Sequence[str]) -> list[str]:
 
 def config_file(name: str) -> pathlib.Path:
     """A config file: as it is named, or from the repository's root; its `configs.…` and `examples.…` are found, too."""
-    path = next((p for p in (pathlib.Path(name), ROOT / name) if p.is_file()), pathlib.Path(name))
+    path = next((p for p in (pathlib.Path(name), ROOT / name) if p.is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"--config names {name}, but neither {pathlib.Path(name).absolute()} nor {ROOT / name} is a file"
+        )
     for root in (path.resolve().parent.parent, ROOT):  # a user's own configs/ comes first
         if (root / "configs").is_dir() and str(root) not in sys.path:
             sys.path.append(str(root))
