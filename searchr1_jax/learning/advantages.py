@@ -171,12 +171,7 @@ ADVANTAGES: dict[str, Advantage] = {
 
 def find(name: str) -> Advantage:
     """The row of `algorithm.advantage`. Raises ValueError where there is none, or it is no `Advantage`."""
-    row = names.resolve(name, ADVANTAGES, "algorithm.advantage")
-    if not isinstance(row, Advantage):
-        raise ValueError(
-            f"algorithm.advantage names {name!r}, which is {row!r}; make it a learning.advantages.Advantage"
-        )
-    return row
+    return names.resolve(name, ADVANTAGES, "algorithm.advantage", Advantage)
 
 
 def has_variance(reward_QGK, rewarded_QGK):

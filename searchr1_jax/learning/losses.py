@@ -88,12 +88,7 @@ POLICY_LOSSES: dict[str, PolicyLoss] = {
 
 def find_policy_loss(name: str) -> PolicyLoss:
     """The row of `algorithm.policy_loss`. Raises ValueError where there is none, or it is no `PolicyLoss`."""
-    row = names.resolve(name, POLICY_LOSSES, "algorithm.policy_loss")
-    if not isinstance(row, PolicyLoss):
-        raise ValueError(
-            f"algorithm.policy_loss names {name!r}, which is {row!r}; make it a learning.losses.PolicyLoss"
-        )
-    return row
+    return names.resolve(name, POLICY_LOSSES, "algorithm.policy_loss", PolicyLoss)
 
 
 def segment_mean(x_BT, mask_BT, segment_BT):

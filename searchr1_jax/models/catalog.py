@@ -32,9 +32,7 @@ def from_hf(config: Mapping[str, Any], family: str = "") -> model_config.ModelCo
             f"model_type {model_type!r} is not implemented; choose from {list(FAMILIES)}, or name a family of your own"
             " in model.family"
         )
-    chosen = names.resolve(family or str(model_type), FAMILIES, "model.family")
-    if not isinstance(chosen, model_config.Family):
-        raise ValueError(f"model.family is {family!r}, which is {chosen!r}; name a models.config.Family")
+    chosen = names.resolve(family or str(model_type), FAMILIES, "model.family", model_config.Family)
     if chosen.name != model_type:
         raise ValueError(
             f"model.family is {family!r}, which reads model_type {chosen.name!r}, but config.json is of model_type"

@@ -193,7 +193,11 @@ def test_a_family_of_ones_own_reads_its_model_type_and_says_so_in_what_it_writes
             "model.family names .*NONE', which could not be imported .*no attribute 'NONE'",
         ),
         ("mistral", "nowhere:MISTRAL", "could not be imported .No module named 'nowhere'"),
-        ("mistral", f"{__name__}:LLAMA_1B", "model.family is .*LLAMA_1B', which is {.*name a models.config.Family"),
+        (
+            "mistral",
+            f"{__name__}:LLAMA_1B",
+            "model.family names .*LLAMA_1B', which is {.*; make it a searchr1_jax.models.config.Family",
+        ),
     ],
 )
 def test_a_family_that_is_not_there_or_not_the_models_is_named(model_type, family, said):
