@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     given, console = flags.FLAGS, rich_console.Console()
     questions = _lines(console) if given.question is None else [given.question]
-    policy = dict(model=given.model, step=given.step, decoding=given.decoding)
+    policy = command.values("model", "step", "decoding")
     run(command.settings(), given.workdir, questions, **policy, strict=given.question is not None, console=console)
 
 

@@ -85,18 +85,8 @@ def define() -> None:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    given = flags.FLAGS
-    run(
-        command.settings(),
-        given.workdir,
-        model=given.model,
-        step=given.step,
-        split=given.split,
-        questions=given.questions,
-        decodings=given.decoding,
-        samples=given.samples,
-        name=given.name,
-    )
+    asked = command.values("model", "step", "split", "questions", "samples", "name")
+    run(command.settings(), flags.FLAGS.workdir, decodings=flags.FLAGS.decoding, **asked)
 
 
 if __name__ == "__main__":

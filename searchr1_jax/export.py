@@ -75,17 +75,8 @@ def define() -> None:
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    given = flags.FLAGS
-    run(
-        command.settings(),
-        given.workdir,
-        given.output,
-        step=given.step,
-        dtype=given.dtype,
-        max_shard_gb=given.max_shard_gb,
-        value=given.value,
-        overwrite=given.overwrite,
-    )
+    asked = command.values("step", "dtype", "max_shard_gb", "value", "overwrite")
+    run(command.settings(), flags.FLAGS.workdir, flags.FLAGS.output, **asked)
 
 
 if __name__ == "__main__":

@@ -235,12 +235,12 @@ def define() -> None:
 def _recipe() -> building.Recipe:
     """What the flags say."""
     given = flags.FLAGS
-    settings = index_flags.values("query_prefix", "passage_prefix", "pooling", "normalize", "max_tokens")
+    settings = command.values("query_prefix", "passage_prefix", "pooling", "normalize", "max_tokens")
     return building.Recipe(
         parts=tuple(given.parts) or (parts.default(),),
         settings={name: value for name, value in settings.items() if value is not None},
         memory_bytes=int(given.memory_gb * 1e9),
-        **index_flags.values("encoder", "dimensions", "dtype", "target_recall"),
+        **command.values("encoder", "dimensions", "dtype", "target_recall"),
     )
 
 
@@ -261,7 +261,7 @@ def main(argv: Sequence[str]) -> None:
     elif not given.corpus:
         raise ValueError("--corpus is missing; name the jsonl file to index, or its --rows with --dry_run")
     else:
-        build(given.index, given.corpus, _recipe(), **index_flags.values("queries", "rows_dtype", "dry_run"))
+        build(given.index, given.corpus, _recipe(), **command.values("queries", "rows_dtype", "dry_run"))
 
 
 if __name__ == "__main__":

@@ -105,8 +105,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     command.quiet_libraries()
     command.use_compilation_cache()
-    limits = index_flags.values("topk", "threads", "batch_queries", "batch_wait_ms")
-    others = index_flags.values("online", "cache", "replay", "host", "port", "workdir")
+    limits = command.values("topk", "threads", "batch_queries", "batch_wait_ms")
+    others = command.values("online", "cache", "replay", "host", "port", "workdir")
     run(index=flags.FLAGS.index or "", settings=server.Settings(**limits), **others, **index_flags.how())
 
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -43,6 +44,11 @@ def define_policy() -> None:
     flags.DEFINE_string("model", None, "Hugging Face directory; default: the newest checkpoint of the workdir")
     flags.DEFINE_integer("step", None, "of the checkpoint; default: the newest")
     flags.DEFINE_string("retriever", None, "http://… of a retrieval server; default: the config's")
+
+
+def values(*names: str) -> dict[str, Any]:
+    """Of flags, by their names."""
+    return {name: flags.FLAGS[name].value for name in names}
 
 
 def settings() -> settings_lib.Settings:

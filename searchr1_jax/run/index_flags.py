@@ -7,6 +7,7 @@ from absl import flags
 from searchr1_jax.retrieval import exact_index
 from searchr1_jax.retrieval import parts
 from searchr1_jax.retrieval import stored
+from searchr1_jax.run import command
 
 
 def define() -> None:
@@ -23,9 +24,4 @@ def define() -> None:
 
 def how() -> dict[str, Any]:
     """The arguments of `stored.open_index` but for the directory."""
-    return values("corpus", "encoder", "search", "reranker", "candidates", "rows_dtype")
-
-
-def values(*names: str) -> dict[str, Any]:
-    """Of flags, by their names."""
-    return {name: flags.FLAGS[name].value for name in names}
+    return command.values("corpus", "encoder", "search", "reranker", "candidates", "rows_dtype")
