@@ -14,6 +14,7 @@ import os
 import pathlib
 import sqlite3
 import threading
+import time
 
 from searchr1_jax.core import types
 from searchr1_jax.retrieval import base
@@ -78,7 +79,7 @@ class QueryCache:
     def _about(self, identity: str) -> dict[str, str]:
         """Returns what the file says of itself, after it was told if it is new and to be recorded."""
         if self._retriever is not None:
-            self._file.execute("pragma journal_mode = wal")
+            self._use_write_ahead_log()
             self._file.execute("pragma synchronous = full")
             self._file.execute("begin immediate")
             for statement in _TABLES.strip().splitlines():
@@ -87,6 +88,18 @@ class QueryCache:
             self._file.executemany("insert or ignore into about values (?, ?)", rows)
             self._file.execute("commit")
         return dict(self._file.execute("select name, value from about"))
+
+    def _use_write_ahead_log(self) -> None:
+        """Waits for others that open or close the file: where a log begins or ends, SQLite gives up at once instead."""
+        end = time.monotonic() + _LOCKED_S
+        while True:
+            try:
+                self._file.execute("pragma journal_mode = wal")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+            time.sleep(0.01)
 
     def _read(self, queries: Sequence[str], k: int) -> dict[str, list[types.Passage]]:
         found = {}

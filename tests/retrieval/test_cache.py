@@ -207,6 +207,16 @@ def test_processes_share_one_new_file(tmp_path):
     assert _squares(path, range(81)) == [(str(n * n), n / 7) for n in range(81)]
 
 
+def test_a_new_file_is_waited_for_while_another_process_begins_it(tmp_path):
+    other = sqlite3.connect(tmp_path / "q.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("begin immediate")  # the moment in which SQLite does not wait by itself
+    release = threading.Timer(0.3, other.execute, ("commit",))
+    release.start()
+    answers = _record(tmp_path / "q.sqlite", _Numbered()).search(["a"], 1)
+    release.join()
+    assert _replay(tmp_path / "q.sqlite").search(["a"], 1) == answers
+
+
 def test_what_was_answered_survives_a_killed_process(tmp_path):
     path = tmp_path / "q.sqlite"
     process = _recorder(path, 0, 10**9)
