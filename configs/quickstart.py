@@ -6,8 +6,7 @@ python -m searchr1_jax.train --config=configs/quickstart.py --workdir=runs/quick
 python -m searchr1_jax.train --config=configs/quickstart.py:algorithm=grpo --workdir=runs/quickstart-grpo
 """
 
-from configs import base
-from configs import presets
+from configs import base, presets
 
 
 def get_config(arg=""):

@@ -7,8 +7,7 @@ Question files are those of FlashRAG; put them, or links to them, into the workd
 differs from the published scripts on purpose is listed in the README.
 """
 
-from configs import base
-from configs import presets
+from configs import base, presets
 
 
 def get_config(arg=""):

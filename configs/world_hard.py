@@ -12,8 +12,7 @@ Reached on the 1,500 test questions, seed 0, exact match (one search; two; three
     PPO     greedy .919 (.956; .898; .904)    sampled .771 (.844; .722; .746)
 """
 
-from configs import presets
-from configs import quickstart
+from configs import presets, quickstart
 
 
 def get_config(arg=""):

@@ -10,8 +10,7 @@ import dataclasses
 import pathlib
 import re
 
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
+from searchr1_jax.core import settings as settings_lib, types
 from searchr1_jax.retrieval import corpus as corpora
 from searchr1_jax.run import run_directory
 

@@ -11,15 +11,11 @@ import os
 import sys
 
 from absl import flags
-from rich import console as rich_console
-from rich import text as rich_text
+from rich import console as rich_console, text as rich_text
 
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
+from searchr1_jax.core import settings as settings_lib, types
 from searchr1_jax.rollout import environment
-from searchr1_jax.run import command
-from searchr1_jax.run import model_files
-from searchr1_jax.run import parts
+from searchr1_jax.run import command, model_files, parts
 from searchr1_jax.text import tokenizer
 
 _STYLES = {"prompt": "dim", "policy": "bold green", "environment": "cyan"}

@@ -10,13 +10,9 @@ import pathlib
 from typing import Any
 
 from absl import flags
-from rich import box
-from rich import console as rich_console
-from rich import table as rich_table
-from rich import text as rich_text
+from rich import box, console as rich_console, table as rich_table, text as rich_text
 
-from searchr1_jax.run import command
-from searchr1_jax.run import metrics
+from searchr1_jax.run import command, metrics
 
 _DECODINGS = ("greedy", "sampled")
 

@@ -13,12 +13,7 @@ import os
 from absl import flags
 
 from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.run import command
-from searchr1_jax.run import evaluation
-from searchr1_jax.run import metrics
-from searchr1_jax.run import model_files
-from searchr1_jax.run import parts
-from searchr1_jax.run import run_directory
+from searchr1_jax.run import command, evaluation, metrics, model_files, parts, run_directory
 
 SPLITS = ("train", "validation", "test")
 

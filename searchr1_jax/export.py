@@ -14,11 +14,7 @@ from absl import flags
 import jax.numpy as jnp
 
 from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.run import command
-from searchr1_jax.run import metrics
-from searchr1_jax.run import model_card
-from searchr1_jax.run import model_files
-from searchr1_jax.run import run_directory
+from searchr1_jax.run import command, metrics, model_card, model_files, run_directory
 
 
 def run(

@@ -22,21 +22,11 @@ from absl import flags
 import jax
 import numpy as np
 import psutil
-from rich import console as rich_console
-from rich import table as rich_table
+from rich import console as rich_console, table as rich_table
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import types
-from searchr1_jax.retrieval import building
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import part
-from searchr1_jax.retrieval import parts
-from searchr1_jax.retrieval import stored
-from searchr1_jax.retrieval import text_encoder
-from searchr1_jax.retrieval import vectors
-from searchr1_jax.run import command
-from searchr1_jax.run import index_flags
-from searchr1_jax.run import metrics
+from searchr1_jax.core import parallel, types
+from searchr1_jax.retrieval import building, corpus as corpora, part, parts, stored, text_encoder, vectors
+from searchr1_jax.run import command, index_flags, metrics
 
 VERBS = ("build", "info", "query")
 TUNED_ON = 1000  # queries

@@ -14,21 +14,13 @@ import pathlib
 from absl import flags
 import jax
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.core import parallel, settings as settings_lib
 from searchr1_jax.data.invented import world as world_lib
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import copying
-from searchr1_jax.models import decoder
+from searchr1_jax.models import config as model_config, copying, decoder
 from searchr1_jax.models.families import qwen2
 from searchr1_jax.retrieval import corpus as corpus_lib
-from searchr1_jax.run import command
-from searchr1_jax.run import metrics
-from searchr1_jax.run import model_files
-from searchr1_jax.run import run_directory
-from searchr1_jax.run import tools
-from searchr1_jax.text import protocol
-from searchr1_jax.text import tokenizer
+from searchr1_jax.run import command, metrics, model_files, run_directory, tools
+from searchr1_jax.text import protocol, tokenizer
 
 
 def run(settings: settings_lib.Settings, workdir: str | os.PathLike) -> None:

@@ -17,15 +17,8 @@ from typing import Any
 from absl import flags
 
 from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.retrieval import base as retrieval
-from searchr1_jax.retrieval import cache as caches
-from searchr1_jax.retrieval import online as online_lib
-from searchr1_jax.retrieval import server
-from searchr1_jax.retrieval import stored
-from searchr1_jax.run import command
-from searchr1_jax.run import index_flags
-from searchr1_jax.run import metrics
-from searchr1_jax.run import retrievers
+from searchr1_jax.retrieval import base as retrieval, cache as caches, online as online_lib, server, stored
+from searchr1_jax.run import command, index_flags, metrics, retrievers
 
 
 def run(

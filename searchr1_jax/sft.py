@@ -29,22 +29,12 @@ from absl import flags
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
-from searchr1_jax.data import demonstrations
-from searchr1_jax.data import packing
-from searchr1_jax.data.invented import drills
-from searchr1_jax.data.invented import world as world_lib
+from searchr1_jax.core import parallel, settings as settings_lib, types
+from searchr1_jax.data import demonstrations, packing
+from searchr1_jax.data.invented import drills, world as world_lib
 from searchr1_jax.learning import supervised
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import hf
-from searchr1_jax.run import checkpoint
-from searchr1_jax.run import command
-from searchr1_jax.run import metrics
-from searchr1_jax.run import model_files
-from searchr1_jax.run import run_directory
-from searchr1_jax.run import tools
+from searchr1_jax.models import config as model_config, hf
+from searchr1_jax.run import checkpoint, command, metrics, model_files, run_directory, tools
 from searchr1_jax.text import tokenizer
 
 _CHECKPOINT_EVERY = 200  # steps

@@ -20,12 +20,8 @@ from typing import NamedTuple
 
 from absl import flags
 
-from searchr1_jax.run import command
-from searchr1_jax.run import curves
-from searchr1_jax.run import metrics
-from searchr1_jax.sweeps import claims
-from searchr1_jax.sweeps import entries
-from searchr1_jax.sweeps import finished_runs
+from searchr1_jax.run import command, curves, metrics
+from searchr1_jax.sweeps import claims, entries, finished_runs
 
 _CONFIG, _DOCUMENT = "configs/study.py", "docs/study.md"
 _BEGIN, _END = "<!-- study -->", "<!-- /study -->"

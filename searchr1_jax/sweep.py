@@ -24,8 +24,7 @@ import sys
 from absl import flags
 
 from searchr1_jax.run import command
-from searchr1_jax.sweeps import entries
-from searchr1_jax.sweeps import runner
+from searchr1_jax.sweeps import entries, runner
 
 
 def plan(config: str | os.PathLike, workdir: str | os.PathLike, only: Sequence[str] = ()) -> list[entries.Entry]:

@@ -20,32 +20,25 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
+from searchr1_jax.core import parallel, settings as settings_lib, types
 from searchr1_jax.data import stream as stream_lib
-from searchr1_jax.learning import guards
-from searchr1_jax.learning import kl_control
-from searchr1_jax.learning import step as learning
-from searchr1_jax.learning import update
-from searchr1_jax.models import catalog
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import sampling
-from searchr1_jax.run import acting
-from searchr1_jax.run import checkpoint
-from searchr1_jax.run import command
-from searchr1_jax.run import curves
-from searchr1_jax.run import evaluation
-from searchr1_jax.run import metrics
-from searchr1_jax.run import model_files
-from searchr1_jax.run import parts
-from searchr1_jax.run import progress
-from searchr1_jax.run import run_directory
-from searchr1_jax.run import tools
-from searchr1_jax.text import rewards
-from searchr1_jax.text import tokenizer
+from searchr1_jax.learning import guards, kl_control, step as learning, update
+from searchr1_jax.models import catalog, decoder, hf
+from searchr1_jax.rollout import episodes, sampling
+from searchr1_jax.run import (
+    acting,
+    checkpoint,
+    command,
+    curves,
+    evaluation,
+    metrics,
+    model_files,
+    parts,
+    progress,
+    run_directory,
+    tools,
+)
+from searchr1_jax.text import rewards, tokenizer
 
 
 def run(

@@ -13,8 +13,10 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from searchr1_jax.core import parallel  # noqa: E402
-from searchr1_jax.text import protocol  # noqa: E402
-from searchr1_jax.text import tokenizer  # noqa: E402
+from searchr1_jax.text import (
+    protocol,  # noqa: E402
+    tokenizer,  # noqa: E402
+)
 
 # Files that compile much or start processes, the longest first: a worker that began one last would keep the other
 # waiting. All their tests are marked slow; others say so themselves.

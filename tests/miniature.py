@@ -18,22 +18,14 @@ import orbax.checkpoint as ocp
 import slow_decoder
 
 from configs import quickstart
-from searchr1_jax import prepare
-from searchr1_jax import train
+from searchr1_jax import prepare, train
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.data import stream
 from searchr1_jax.models import hf
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.rollout import episodes
-from searchr1_jax.run import checkpoint
-from searchr1_jax.run import metrics
-from searchr1_jax.run import model_files
-from searchr1_jax.run import parts as run_parts
-from searchr1_jax.run import retrievers
-from searchr1_jax.run import run_directory
-from searchr1_jax.run import tools
-from searchr1_jax.text import rewards
-from searchr1_jax.text import tokenizer
+from searchr1_jax.run import checkpoint, metrics, model_files, parts as run_parts, retrievers, run_directory, tools
+from searchr1_jax.text import rewards, tokenizer
 
 STEPS = 4
 REWARD = rewards.resolve(

@@ -12,13 +12,10 @@ import sys
 import jax
 import numpy as np
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import parallel, settings, types
 from searchr1_jax.data import packing
 from searchr1_jax.learning import update
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
+from searchr1_jax.models import decoder, hf
 
 ROWS, ROW_TOKENS = 8, 32
 

@@ -18,18 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from rollout import scripted
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
-from searchr1_jax.learning import advantages
-from searchr1_jax.learning import losses
-from searchr1_jax.learning import minibatches
-from searchr1_jax.learning import update
+from searchr1_jax.core import parallel, settings as settings_lib, types
+from searchr1_jax.learning import advantages, losses, minibatches, update
 from searchr1_jax.models import config as model_config
 from searchr1_jax.models.families import llama
-from searchr1_jax.text import protocol
-from searchr1_jax.text import rewards
-from searchr1_jax.text import tokenizer
+from searchr1_jax.text import protocol, rewards, tokenizer
 
 QUESTION = types.QAExample(id="q", question="Who wrote Emma?", golden_answers=("Jane Austen",))
 TURNS = (("<search> Emma</search>", "<answer> Jane Austen</answer>"), ("<answer> Emma</answer>",))  # of two samples

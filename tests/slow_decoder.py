@@ -10,9 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax.models import catalog
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
+from searchr1_jax.models import catalog, config as model_config, decoder
 
 COMPUTE = decoder.Compute(dtype=jnp.float32, remat=False, attention="xla")
 # For programs that run once: LLVM would take longer to make them fast than to compile them.

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax.bench import learner
-from searchr1_jax.bench import measuring
+from searchr1_jax.bench import learner, measuring
 from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
 

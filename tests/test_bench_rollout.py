@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax.bench import decode
-from searchr1_jax.bench import lockstep
-from searchr1_jax.bench import rollout
-from searchr1_jax.bench import workload as workload_lib
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
+from searchr1_jax.bench import decode, lockstep, rollout, workload as workload_lib
+from searchr1_jax.rollout import episodes, programs, sampling
 
 VOCABULARY = 128
 MODEL = slow_decoder.tiny_config(vocab_size=VOCABULARY, layers=1)

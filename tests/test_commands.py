@@ -19,8 +19,7 @@ import orbax.checkpoint as ocp
 import processes
 import pytest
 
-from searchr1_jax.run import command
-from searchr1_jax.run import metrics
+from searchr1_jax.run import command, metrics
 
 STEPS = 6
 TINY = {

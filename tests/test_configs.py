@@ -6,11 +6,7 @@ import sys
 
 import pytest
 
-from configs import base
-from configs import presets
-from configs import quickstart
-from configs import search_r1
-from configs import world_hard
+from configs import base, presets, quickstart, search_r1, world_hard
 
 ROOT = pathlib.Path(base.__file__).parent.parent
 

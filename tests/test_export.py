@@ -21,14 +21,8 @@ import transformers
 from configs import quickstart
 from searchr1_jax import export
 from searchr1_jax.core import settings
-from searchr1_jax.models import catalog
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
-from searchr1_jax.models import tensor_files
-from searchr1_jax.run import checkpoint
-from searchr1_jax.run import evaluation
-from searchr1_jax.run import progress
-from searchr1_jax.run import run_directory
+from searchr1_jax.models import catalog, decoder, hf, tensor_files
+from searchr1_jax.run import checkpoint, evaluation, progress, run_directory
 from searchr1_jax.text import tokenizer
 
 MODEL = slow_decoder.tiny_config(vocab_size=304, width=32, tied_embeddings=False)

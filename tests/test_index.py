@@ -14,11 +14,8 @@ import processes
 import pytest
 import requests
 
-from searchr1_jax import index as command
-from searchr1_jax import serve
-from searchr1_jax.retrieval import building
-from searchr1_jax.retrieval import scann_index
-from searchr1_jax.retrieval import server
+from searchr1_jax import index as command, serve
+from searchr1_jax.retrieval import building, scann_index, server
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = 1500

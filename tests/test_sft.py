@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax import evaluate
-from searchr1_jax import sft
+from searchr1_jax import evaluate, sft
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import hf
-from searchr1_jax.run import checkpoint
-from searchr1_jax.run import evaluation
+from searchr1_jax.run import checkpoint, evaluation
 from searchr1_jax.text import tokenizer
 
 CHOICE = {

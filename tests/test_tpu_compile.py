@@ -18,14 +18,20 @@ from jax.experimental import topologies  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from configs import search_r1  # noqa: E402
-from searchr1_jax.core import parallel  # noqa: E402
-from searchr1_jax.core import settings  # noqa: E402
-from searchr1_jax.core import types  # noqa: E402
+from searchr1_jax.core import (
+    parallel,  # noqa: E402
+    settings,  # noqa: E402
+    types,  # noqa: E402
+)
 from searchr1_jax.learning import update  # noqa: E402
-from searchr1_jax.models import catalog  # noqa: E402
-from searchr1_jax.models import decoder  # noqa: E402
-from searchr1_jax.rollout import hand_over  # noqa: E402
-from searchr1_jax.rollout import programs  # noqa: E402
+from searchr1_jax.models import (
+    catalog,  # noqa: E402
+    decoder,  # noqa: E402
+)
+from searchr1_jax.rollout import (
+    hand_over,  # noqa: E402
+    programs,  # noqa: E402
+)
 from searchr1_jax.text import stop_table  # noqa: E402
 
 COMPUTE = decoder.Compute(dtype=jnp.bfloat16, remat=True, attention="splash")

@@ -19,15 +19,10 @@ import miniature
 import numpy as np
 import pytest
 
-from searchr1_jax import ask
-from searchr1_jax import evaluate
-from searchr1_jax import export
-from searchr1_jax.learning import guards
-from searchr1_jax.learning import step as learning
+from searchr1_jax import ask, evaluate, export
+from searchr1_jax.learning import guards, step as learning
 from searchr1_jax.rollout import environment
-from searchr1_jax.run import curves
-from searchr1_jax.run import parts as run_parts
-from searchr1_jax.run import run_directory
+from searchr1_jax.run import curves, parts as run_parts, run_directory
 
 # The rollout's runs of an undisturbed miniature, in their order.
 EVALUATION_0, STEP_1, STEP_2, EVALUATION_2, STEP_3, STEP_4, EVALUATION_4, END = range(8)

@@ -20,9 +20,7 @@ import jax
 import numpy as np
 
 from searchr1_jax.bench import measuring
-from searchr1_jax.models import catalog
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
+from searchr1_jax.models import catalog, decoder, hf
 
 
 def make(directory: pathlib.Path, size: str, dtype: str) -> int:

@@ -20,14 +20,10 @@ import numpy as np
 
 from searchr1_jax.bench import measuring
 from searchr1_jax.core import parallel
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
+from searchr1_jax.models import config as model_config, decoder
 from searchr1_jax.models.families import qwen2
-from searchr1_jax.rollout import engine as engine_lib
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
-from searchr1_jax.text import protocol
-from searchr1_jax.text import stop_table
+from searchr1_jax.rollout import engine as engine_lib, programs, sampling
+from searchr1_jax.text import protocol, stop_table
 
 MODEL = model_config.ModelConfig(
     family=qwen2.FAMILY, vocab_size=32_000, width=512, layers=8, heads=8, kv_heads=4, head_dim=64, mlp_width=2_048,

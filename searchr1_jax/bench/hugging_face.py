@@ -13,11 +13,8 @@ import time
 
 import numpy as np
 
-from searchr1_jax.bench import measuring
-from searchr1_jax.bench import workload as workload_lib
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
+from searchr1_jax.bench import measuring, workload as workload_lib
+from searchr1_jax.models import config as model_config, decoder, hf
 
 
 class Model:

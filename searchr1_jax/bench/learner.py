@@ -34,16 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax.bench import decode
-from searchr1_jax.bench import measuring
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.bench import decode, measuring
+from searchr1_jax.core import parallel, settings, types
 from searchr1_jax.data import packing
-from searchr1_jax.learning import step as learning
-from searchr1_jax.learning import update
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
+from searchr1_jax.learning import step as learning, update
+from searchr1_jax.models import config as model_config, decoder
 
 COMPUTE = decoder.Compute(dtype=jnp.float32, remat=False, attention="auto")
 KL_COEFFICIENT = 0.001

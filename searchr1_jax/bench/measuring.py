@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import psutil
-from rich import console as rich_console
-from rich import table as rich_table
+from rich import console as rich_console, table as rich_table
 
 from searchr1_jax.core import parallel
 

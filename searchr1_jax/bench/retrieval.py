@@ -28,9 +28,7 @@ import jax
 import numpy as np
 
 from searchr1_jax.bench import measuring
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import scann_index
-from searchr1_jax.retrieval import scann_plan
+from searchr1_jax.retrieval import exact_index, scann_index, scann_plan
 
 try:
     import faiss  # pyright: ignore[reportMissingImports]

@@ -30,16 +30,9 @@ import statistics
 import time
 from typing import Any, NamedTuple, cast
 
-from searchr1_jax.bench import decode
-from searchr1_jax.bench import hugging_face
-from searchr1_jax.bench import lockstep
-from searchr1_jax.bench import measuring
-from searchr1_jax.bench import workload as workload_lib
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
+from searchr1_jax.bench import decode, hugging_face, lockstep, measuring, workload as workload_lib
+from searchr1_jax.models import config as model_config, decoder
+from searchr1_jax.rollout import episodes, programs, sampling
 
 # 20.4M parameters, 12.3M of them in the embedding; the ratios of widths and heads are near those of Qwen2.5-1.5B.
 MODEL = dataclasses.replace(decode.MODEL, width=384, layers=3, heads=6, kv_heads=1)

@@ -16,13 +16,8 @@ import time
 import jax
 import numpy as np
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
-from searchr1_jax.rollout import engine as engine_lib
-from searchr1_jax.rollout import environment
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import programs
+from searchr1_jax.core import parallel, settings as settings_lib, types
+from searchr1_jax.rollout import engine as engine_lib, environment, episodes, programs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

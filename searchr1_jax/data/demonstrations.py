@@ -28,11 +28,8 @@ import re
 
 import numpy as np
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.text import protocol as text_protocol
-from searchr1_jax.text import tokenizer as tokenizer_lib
-from searchr1_jax.text import transcript
+from searchr1_jax.core import settings, types
+from searchr1_jax.text import protocol as text_protocol, tokenizer as tokenizer_lib, transcript
 
 Weighted = tuple[types.Trajectory, np.ndarray]  # with the loss weight of each of its tokens
 

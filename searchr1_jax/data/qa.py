@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from searchr1_jax.core import files
-from searchr1_jax.core import types
+from searchr1_jax.core import files, types
 
 
 class SearchQA(tfds.core.GeneratorBasedBuilder):

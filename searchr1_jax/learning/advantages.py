@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax.core import names
-from searchr1_jax.core import settings
+from searchr1_jax.core import names, settings
 
 
 def gae(reward_BT, value_BT, mask_BT, segment_BT, algorithm: settings.Algorithm):

@@ -4,8 +4,7 @@ A setting that would change nothing beside the others is refused, too, where it 
 """
 
 from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.learning import advantages
-from searchr1_jax.learning import losses
+from searchr1_jax.learning import advantages, losses
 
 Settings = settings_lib.Settings
 

@@ -7,9 +7,7 @@ from typing import Sequence
 
 import numpy as np
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import parallel, settings, types
 from searchr1_jax.text import rewards as rewards_lib
 
 _FINITE = ("policy/loss", "policy/gradient_norm", "value/loss", "value/gradient_norm")

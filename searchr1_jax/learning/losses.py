@@ -14,8 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from searchr1_jax.core import names
-from searchr1_jax.core import settings
+from searchr1_jax.core import names, settings
 
 
 class Written(NamedTuple):

@@ -8,8 +8,7 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
+from searchr1_jax.core import settings as settings_lib, types
 from searchr1_jax.data import packing
 from searchr1_jax.learning import advantages
 from searchr1_jax.text import rewards as rewards_lib

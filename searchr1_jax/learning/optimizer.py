@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
+from searchr1_jax.core import settings as settings_lib, types
 from searchr1_jax.data import packing  # noqa: F401 - makes types.Batch a pytree
 
 

@@ -10,11 +10,8 @@ from typing import Sequence
 import jax
 import numpy as np
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import types
-from searchr1_jax.learning import guards
-from searchr1_jax.learning import minibatches
-from searchr1_jax.learning import update
+from searchr1_jax.core import parallel, types
+from searchr1_jax.learning import guards, minibatches, update
 from searchr1_jax.models import decoder
 
 

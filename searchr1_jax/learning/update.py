@@ -17,14 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
-from searchr1_jax.learning import advantages
-from searchr1_jax.learning import losses
-from searchr1_jax.learning import optimizer
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
+from searchr1_jax.core import parallel, settings as settings_lib, types
+from searchr1_jax.learning import advantages, losses, optimizer
+from searchr1_jax.models import config as model_config, decoder
 
 
 class TrainState(NamedTuple):

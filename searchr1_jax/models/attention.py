@@ -32,8 +32,7 @@ def xla(q_BTNH, k_BTKH, v_BTKH, segment_BT, *, implementation: Literal["cudnn"] 
 
 def splash(q_BTNH, k_BTKH, v_BTKH, segment_BT, *, interpret: bool = False) -> jax.Array:
     """Rows are padded to whole blocks; padding is a segment of its own that nothing looks at."""
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     batch, time, heads, width = q_BTNH.shape
     kv_heads = k_BTKH.shape[2]

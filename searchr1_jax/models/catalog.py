@@ -8,9 +8,7 @@ from typing import Any
 
 from searchr1_jax.core import names
 from searchr1_jax.models import config as model_config
-from searchr1_jax.models.families import llama
-from searchr1_jax.models.families import qwen2
-from searchr1_jax.models.families import qwen3
+from searchr1_jax.models.families import llama, qwen2, qwen3
 
 FAMILIES = {family.name: family for family in (qwen2.FAMILY, qwen3.FAMILY, llama.FAMILY)}
 SIZES = {  # for planning, without files

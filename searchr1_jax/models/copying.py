@@ -7,8 +7,7 @@ induction heads"). Ordinary weights, nothing fixed: training changes them like a
 
 import numpy as np
 
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
+from searchr1_jax.models import config as model_config, decoder
 
 _ATTENTION = 2.0  # A: sharpness of the previous-token head
 _QUIET = 0.1  # scale of that head's content weights

@@ -18,11 +18,8 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
-from searchr1_jax.models import attention
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import layers
+from searchr1_jax.core import parallel, settings
+from searchr1_jax.models import attention, config as model_config, layers
 
 Params = dict[str, Any]
 # (layer index, carry, q[B,T,N,H], k[B,T,K,H], v[B,T,K,H]) -> (attended[B,T,N,H], carry)

@@ -19,10 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
-from searchr1_jax.models import layers
-from searchr1_jax.models import tensor_files
+from searchr1_jax.models import decoder, hf, layers, tensor_files
 
 _LAYER = "encoder.layer.{layer}."
 # Our parameter, dotted → the checkpoint's tensor, as a family's `tensors`.

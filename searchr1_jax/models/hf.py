@@ -20,10 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import catalog
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
-from searchr1_jax.models import tensor_files
+from searchr1_jax.models import catalog, config as model_config, decoder, tensor_files
 
 _READERS = 4  # threads
 _STACKED = "{layer}"  # in the name of a tensor that each layer has

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import attention
-from searchr1_jax.models import config as model_config
+from searchr1_jax.models import attention, config as model_config
 
 # By the names of config.json. SwiGLU's and GeGLU's (Shazeer, 2020), the latter with tanh for the normal distribution's.
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}

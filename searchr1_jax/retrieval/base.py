@@ -14,8 +14,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import types
+from searchr1_jax.core import parallel, types
 
 Devices = Sequence[parallel.Device] | None  # of this process; all of them if None
 

@@ -19,9 +19,7 @@ from typing import Any
 import numpy as np
 
 from searchr1_jax.core import files
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import part
+from searchr1_jax.retrieval import base, corpus as corpora, part
 
 K1, B = 0.9, 0.4
 # Measured on 50,000 and 150,000 passages of Wikipedia (38 distinct terms each).

@@ -19,15 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from searchr1_jax.core import files
-from searchr1_jax.core import parallel
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import embed
-from searchr1_jax.retrieval import part
-from searchr1_jax.retrieval import parts as parts_lib
-from searchr1_jax.retrieval import stored
-from searchr1_jax.retrieval import text_encoder
-from searchr1_jax.retrieval import vectors as vector_files
+from searchr1_jax.core import files, parallel
+from searchr1_jax.retrieval import (
+    corpus as corpora,
+    embed,
+    part,
+    parts as parts_lib,
+    stored,
+    text_encoder,
+    vectors as vector_files,
+)
 
 _COUNTED_ON = "corpus.sha256"  # in encoder/
 

@@ -21,8 +21,7 @@ import zlib
 
 import numpy as np
 
-from searchr1_jax.core import files
-from searchr1_jax.core import types
+from searchr1_jax.core import files, types
 
 LAYOUT = 0x5EA2C402  # first word of a sidecar
 _START = 6  # words before the offsets

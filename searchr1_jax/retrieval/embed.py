@@ -18,8 +18,7 @@ import zlib
 
 import numpy as np
 
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import corpus as corpora
+from searchr1_jax.retrieval import base, corpus as corpora
 
 SLOTS = 1 << 18  # places in which n-grams are counted for their idf
 CACHED_WORDS = 1 << 17  # a few hundred bytes each

@@ -20,10 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import part
-from searchr1_jax.retrieval import rankers
-from searchr1_jax.retrieval import vectors as vector_files
+from searchr1_jax.retrieval import base, part, rankers, vectors as vector_files
 
 BLOCK = 16  # queries scored together; the last block is filled up with zeros
 CHUNK_ROWS = 65_536  # rows a device scores at once, at most: at 768 dimensions 200 MB, at 16 queries 4 MB of scores

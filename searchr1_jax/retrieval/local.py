@@ -7,11 +7,7 @@ import dataclasses
 import os
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import embed
-from searchr1_jax.retrieval import parts
-from searchr1_jax.retrieval import rankers
+from searchr1_jax.retrieval import base, corpus as corpora, embed, parts, rankers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,7 @@ import os
 from typing import Any
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import remote
+from searchr1_jax.retrieval import base, remote
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import vectors as vector_files
+from searchr1_jax.retrieval import base, corpus as corpora, vectors as vector_files
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 

@@ -1,10 +1,6 @@
 """The parts that an index can have, a row each; of those that need vectors the first one there is searched."""
 
-from searchr1_jax.retrieval import bm25
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import part
-from searchr1_jax.retrieval import scann_index
-from searchr1_jax.retrieval import scann_part
+from searchr1_jax.retrieval import bm25, exact_index, part, scann_index, scann_part
 
 PARTS: dict[str, part.Part] = {"scann": scann_part.PART, "exact": exact_index.PART, "bm25": bm25.PART}
 

@@ -9,11 +9,8 @@ import os
 
 import numpy as np
 
-from searchr1_jax.models import encoder
-from searchr1_jax.models import hf
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import text_encoder
+from searchr1_jax.models import encoder, hf
+from searchr1_jax.retrieval import base, corpus as corpora, text_encoder
 
 
 class CrossEncoder:

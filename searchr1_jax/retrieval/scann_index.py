@@ -25,8 +25,7 @@ import zlib
 import numpy as np
 
 from searchr1_jax.core import files
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import exact_index
+from searchr1_jax.retrieval import base, exact_index
 
 BRUTE_FORCE_ROWS = 20_000  # below, scoring every row is faster than any tree, and exact
 LEAVES_SHARE = 0.25  # of the leaves a query visits untuned; on real embeddings 5/10/25% found .68/.82/.945

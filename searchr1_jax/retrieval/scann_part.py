@@ -12,13 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import part
-from searchr1_jax.retrieval import rankers
-from searchr1_jax.retrieval import scann_index
-from searchr1_jax.retrieval import scann_plan
-from searchr1_jax.retrieval import vectors as vector_files
+from searchr1_jax.retrieval import base, exact_index, part, rankers, scann_index, scann_plan, vectors as vector_files
 
 DEPTHS = (10, 20, 40, 80, 160, 320)  # candidates rescored, that `tune` tries
 

@@ -5,9 +5,7 @@ rows, dimensions, Settings ─▶ Estimate        memory to build in ─▶ rows
 
 import bisect
 
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import part
-from searchr1_jax.retrieval import scann_index
+from searchr1_jax.retrieval import exact_index, part, scann_index
 
 INDEXING_S = 0.3e-3  # seconds to index a passage of 768 dimensions on 2 cores
 

@@ -26,16 +26,11 @@ import signal
 import time
 from typing import Any
 
-from starlette import applications
-from starlette import exceptions
-from starlette import requests
-from starlette import responses
-from starlette import routing
+from starlette import applications, exceptions, requests, responses, routing
 import uvicorn
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import server_metrics
+from searchr1_jax.retrieval import base, server_metrics
 
 _WARM = "warm up"
 RETRY_AFTER_S = 1

@@ -19,15 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import embed
-from searchr1_jax.retrieval import local
-from searchr1_jax.retrieval import part
-from searchr1_jax.retrieval import parts as parts_lib
-from searchr1_jax.retrieval import rankers
-from searchr1_jax.retrieval import rerank
-from searchr1_jax.retrieval import text_encoder
-from searchr1_jax.retrieval import vectors as vector_files
+from searchr1_jax.retrieval import (
+    corpus as corpora,
+    embed,
+    local,
+    part,
+    parts as parts_lib,
+    rankers,
+    rerank,
+    text_encoder,
+    vectors as vector_files,
+)
 
 FORMAT = 1
 MANIFEST, PLANNED = "manifest.json", "planned.json"

@@ -22,9 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import decoder
-from searchr1_jax.models import encoder
-from searchr1_jax.models import hf
+from searchr1_jax.models import decoder, encoder, hf
 from searchr1_jax.retrieval import base
 from searchr1_jax.text import tokenizer
 

@@ -27,8 +27,7 @@ import uuid
 import ml_dtypes
 import numpy as np
 
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import corpus as corpora
+from searchr1_jax.retrieval import base, corpus as corpora
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

@@ -15,11 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
-from searchr1_jax.rollout import hand_over
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
+from searchr1_jax.models import config as model_config, decoder
+from searchr1_jax.rollout import hand_over, programs, sampling
 from searchr1_jax.text import stop_table
 
 

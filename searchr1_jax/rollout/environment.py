@@ -12,10 +12,8 @@ import dataclasses
 import functools
 from typing import Any, Protocol
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.text import protocol as text_protocol
-from searchr1_jax.text import transcript
+from searchr1_jax.core import settings, types
+from searchr1_jax.text import protocol as text_protocol, transcript
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

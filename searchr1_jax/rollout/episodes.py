@@ -17,15 +17,9 @@ import zlib
 
 import numpy as np
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.rollout import engine as engine_lib
-from searchr1_jax.rollout import environment as environment_lib
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
-from searchr1_jax.text import protocol as text_protocol
-from searchr1_jax.text import tokenizer as tokenizer_lib
-from searchr1_jax.text import transcript
+from searchr1_jax.core import settings, types
+from searchr1_jax.rollout import engine as engine_lib, environment as environment_lib, programs, sampling
+from searchr1_jax.text import protocol as text_protocol, tokenizer as tokenizer_lib, transcript
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
+from searchr1_jax.models import config as model_config, decoder
 
 
 class HandOver:

@@ -17,12 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
-from searchr1_jax.rollout import kv_cache
-from searchr1_jax.rollout import sampling
+from searchr1_jax.core import parallel, settings
+from searchr1_jax.models import config as model_config, decoder
+from searchr1_jax.rollout import kv_cache, sampling
 from searchr1_jax.text import stop_table
 
 # Why a slot is not decoding.

@@ -12,11 +12,8 @@ from concurrent import futures
 import time
 from typing import NamedTuple
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import types
-from searchr1_jax.rollout import environment
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import sampling
+from searchr1_jax.core import parallel, types
+from searchr1_jax.rollout import environment, episodes, sampling
 from searchr1_jax.run import metrics
 from searchr1_jax.text import rewards
 

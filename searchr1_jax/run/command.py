@@ -13,19 +13,13 @@ import re
 import sys
 from typing import Any
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.core import parallel, settings as settings_lib
 from searchr1_jax.retrieval import base as retrieval
-from searchr1_jax.run import acting
-from searchr1_jax.run import checks
-from searchr1_jax.run import run_directory
-from searchr1_jax.run import workdir_config
+from searchr1_jax.run import acting, checks, run_directory, workdir_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]  # of the repository: configs/ stands there
 

@@ -5,8 +5,7 @@ import contextlib
 import pathlib
 from typing import Any, NamedTuple
 
-from searchr1_jax.core import files
-from searchr1_jax.core import parallel
+from searchr1_jax.core import files, parallel
 from searchr1_jax.run import metrics
 
 

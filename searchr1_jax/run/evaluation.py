@@ -11,15 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from searchr1_jax.core import files
-from searchr1_jax.core import parallel
-from searchr1_jax.core import types
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import sampling
-from searchr1_jax.run import acting
-from searchr1_jax.run import metrics
-from searchr1_jax.text import protocol
-from searchr1_jax.text import rewards
+from searchr1_jax.core import files, parallel, types
+from searchr1_jax.rollout import episodes, sampling
+from searchr1_jax.run import acting, metrics
+from searchr1_jax.text import protocol, rewards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,9 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import parts
-from searchr1_jax.retrieval import stored
+from searchr1_jax.retrieval import exact_index, parts, stored
 from searchr1_jax.run import command
 
 

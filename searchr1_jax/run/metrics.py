@@ -13,11 +13,9 @@ import time
 from typing import Any, Iterable, Iterator, Mapping, Self
 
 import psutil
-from rich import console as rich_console
-from rich import progress as rich_progress
+from rich import console as rich_console, progress as rich_progress
 
-from searchr1_jax.core import files
-from searchr1_jax.core import parallel
+from searchr1_jax.core import files, parallel
 
 _CONSOLE = rich_console.Console(highlight=False, soft_wrap=True)
 

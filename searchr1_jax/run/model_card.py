@@ -4,8 +4,7 @@ import json
 import pathlib
 
 from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.learning import advantages
-from searchr1_jax.learning import losses
+from searchr1_jax.learning import advantages, losses
 from searchr1_jax.run import progress
 from searchr1_jax.text import protocol
 

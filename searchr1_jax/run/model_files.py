@@ -8,18 +8,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from searchr1_jax.core import files
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.models import catalog
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
-from searchr1_jax.run import checkpoint
-from searchr1_jax.run import progress
-from searchr1_jax.run import run_directory
-from searchr1_jax.text import protocol
-from searchr1_jax.text import tokenizer
+from searchr1_jax.core import files, parallel, settings as settings_lib
+from searchr1_jax.models import catalog, config as model_config, decoder, hf
+from searchr1_jax.run import checkpoint, progress, run_directory
+from searchr1_jax.text import protocol, tokenizer
 
 
 def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:

@@ -7,21 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.core import types
+from searchr1_jax.core import parallel, settings as settings_lib, types
 from searchr1_jax.data import qa
 from searchr1_jax.models import config as model_config
-from searchr1_jax.rollout import engine
-from searchr1_jax.rollout import environment as environment_lib
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
-from searchr1_jax.run import run_directory
-from searchr1_jax.run import tools
-from searchr1_jax.text import protocol
-from searchr1_jax.text import stop_table
-from searchr1_jax.text import tokenizer
+from searchr1_jax.rollout import engine, environment as environment_lib, episodes, programs, sampling
+from searchr1_jax.run import run_directory, tools
+from searchr1_jax.text import protocol, stop_table, tokenizer
 
 
 def questions(settings: settings_lib.Settings, split: str, workdir: pathlib.Path) -> list[qa.Questions]:

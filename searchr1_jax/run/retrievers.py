@@ -15,16 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from searchr1_jax.core import names
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import cache
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import local
-from searchr1_jax.retrieval import online
-from searchr1_jax.retrieval import parts
-from searchr1_jax.retrieval import remote
-from searchr1_jax.retrieval import stored
+from searchr1_jax.core import names, settings as settings_lib
+from searchr1_jax.retrieval import base, cache, corpus as corpora, local, online, parts, remote, stored
 from searchr1_jax.run import run_directory
 
 

@@ -5,9 +5,7 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-from searchr1_jax.core import files
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.core import files, parallel, settings as settings_lib
 from searchr1_jax.learning import checks as learning_checks
 
 CONFIG = "config.json"  # of a workdir: the settings of the run that lives there

@@ -10,11 +10,9 @@ likewise, with the tool's `name` as an attribute of the class: its tags are know
 from collections.abc import Callable
 import pathlib
 
-from searchr1_jax.core import names as names_lib
-from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.core import names as names_lib, settings as settings_lib
 from searchr1_jax.rollout import environment
-from searchr1_jax.rollout.tools import calculator
-from searchr1_jax.rollout.tools import search
+from searchr1_jax.rollout.tools import calculator, search
 from searchr1_jax.run import retrievers
 from searchr1_jax.text import protocol
 

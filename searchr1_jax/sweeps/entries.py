@@ -19,10 +19,8 @@ import runpy
 import types
 from typing import Any
 
-from searchr1_jax.core import files
-from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.run import checks
-from searchr1_jax.run import run_directory
+from searchr1_jax.core import files, settings as settings_lib
+from searchr1_jax.run import checks, run_directory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # no dots: <name>.log stands beside <name>/
 DONE = "done"  # in an entry's directory: a stamp of each step that succeeded

@@ -11,8 +11,7 @@ import re
 from typing import Any
 
 from searchr1_jax.core import settings as settings_lib
-from searchr1_jax.run import metrics
-from searchr1_jax.run import run_directory
+from searchr1_jax.run import metrics, run_directory
 
 _RUN_NAME = re.compile(r"(?P<method>[A-Za-z0-9].*)-seed(?P<seed>0|[1-9][0-9]*)")
 EVALUATIONS = ("base-greedy", "base-sampled", "final-greedy", "final-sampled")

@@ -22,13 +22,11 @@ import threading
 import time
 from typing import BinaryIO
 
-from rich import console as rich_console
-from rich import progress as rich_progress
+from rich import console as rich_console, progress as rich_progress
 
 from searchr1_jax.core import files
 from searchr1_jax.run import command
-from searchr1_jax.sweeps import entries
-from searchr1_jax.sweeps import finished_runs
+from searchr1_jax.sweeps import entries, finished_runs
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOT_COPIED = ("sft", "verbs.jsonl")  # of a base

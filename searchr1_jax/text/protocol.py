@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import dataclasses
 import re
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 
 SEARCH = "search"
 ANSWER = "answer"

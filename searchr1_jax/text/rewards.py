@@ -20,9 +20,7 @@ import string
 
 import numpy as np
 
-from searchr1_jax.core import names
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import names, settings, types
 from searchr1_jax.text import protocol
 
 Reward = Callable[[types.Trajectory], types.Worth]

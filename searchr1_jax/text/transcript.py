@@ -7,10 +7,8 @@ with them, so both read alike to the last token.
 from collections.abc import Sequence
 import dataclasses
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.text import protocol as text_protocol
-from searchr1_jax.text import tokenizer as tokenizer_lib
+from searchr1_jax.core import settings, types
+from searchr1_jax.text import protocol as text_protocol, tokenizer as tokenizer_lib
 
 MIN_PASSAGE_TOKENS = 32  # passages cut shorter than this to fit the context are not worth showing
 

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
+from searchr1_jax.core import parallel, settings
 from searchr1_jax.learning import optimizer
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
+from searchr1_jax.models import config as model_config, decoder
 
 CONFIG = slow_decoder.tiny_config()
 F, X = "fsdp", "tensor"

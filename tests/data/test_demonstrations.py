@@ -9,11 +9,9 @@ import json
 import numpy as np
 import pytest
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.data import demonstrations
-from searchr1_jax.data.invented import drills
-from searchr1_jax.data.invented import world as world_lib
+from searchr1_jax.data.invented import drills, world as world_lib
 from searchr1_jax.run import evaluation
 
 SHARES = settings.Sft(

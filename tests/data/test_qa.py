@@ -6,8 +6,7 @@ import socket
 
 import pytest
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.data import qa
 from searchr1_jax.data.invented import world
 

@@ -12,15 +12,11 @@ from safetensors import numpy as safetensors_numpy
 import slow_decoder
 
 from examples import family
-from searchr1_jax import evaluate
-from searchr1_jax import export
-from searchr1_jax import train
+from searchr1_jax import evaluate, export, train
 from searchr1_jax.core import parallel
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
+from searchr1_jax.models import decoder, hf
 from searchr1_jax.models.families import llama
-from searchr1_jax.run import model_files
-from searchr1_jax.run import run_directory
+from searchr1_jax.run import model_files, run_directory
 from searchr1_jax.text import tokenizer
 
 NAME = "examples.family:FAMILY"

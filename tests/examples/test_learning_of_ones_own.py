@@ -7,15 +7,10 @@ from learning import by_hand
 import numpy as np
 import pytest
 
-from configs import base
-from configs import presets
-from examples import advantage
-from examples import policy_loss
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.learning import checks
-from searchr1_jax.learning import losses
-from searchr1_jax.learning import minibatches
+from configs import base, presets
+from examples import advantage, policy_loss
+from searchr1_jax.core import settings, types
+from searchr1_jax.learning import checks, losses, minibatches
 from searchr1_jax.text import rewards
 
 

@@ -3,8 +3,7 @@
 from rollout import scripted
 
 from examples import notebook_tool
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.text import rewards
 
 PROTOCOL = settings.Protocol(correction="Again!", information="<i>{docs}</i>")

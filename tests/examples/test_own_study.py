@@ -3,8 +3,7 @@
 from sweeps import written_runs
 
 from examples import study as example
-from searchr1_jax import study
-from searchr1_jax import sweep
+from searchr1_jax import study, sweep
 
 CONFIG = "examples/study.py"
 

@@ -11,13 +11,9 @@ import miniature
 import numpy as np
 import pytest
 
-from examples import command
-from examples import retriever as example
-from examples import turn_reward
-from searchr1_jax import prepare
-from searchr1_jax import train
-from searchr1_jax.run import retrievers
-from searchr1_jax.run import tools
+from examples import command, retriever as example, turn_reward
+from searchr1_jax import prepare, train
+from searchr1_jax.run import retrievers, tools
 from searchr1_jax.text import rewards
 
 REWARD = "examples.turn_reward:found_then_answered"

@@ -16,9 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import slow_decoder
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import parallel, settings, types
 from searchr1_jax.models import decoder
 
 # Tokens of the prompt, then by turns of the policy and of the environment.

@@ -12,13 +12,8 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.learning import guards
-from searchr1_jax.learning import minibatches
-from searchr1_jax.learning import step as learning
-from searchr1_jax.learning import update
+from searchr1_jax.core import parallel, settings, types
+from searchr1_jax.learning import guards, minibatches, step as learning, update
 
 MODEL = slow_decoder.tiny_config(width=32)
 REWARDS = [1.0, 0.0, 0.5, 0.0, 1.0, 0.2, 0.0, 1.0]

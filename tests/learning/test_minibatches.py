@@ -4,8 +4,7 @@ import by_hand
 import numpy as np
 import pytest
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.learning import minibatches
 
 SETTINGS = settings.Settings().replace({

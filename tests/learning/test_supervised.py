@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
+from searchr1_jax.core import parallel, settings
 from searchr1_jax.data import packing
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import decoder

@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from configs import base
-from configs import presets
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
+from configs import base, presets
+from searchr1_jax.core import parallel, settings
 from searchr1_jax.data import packing
-from searchr1_jax.learning import step as learning
-from searchr1_jax.learning import update
+from searchr1_jax.learning import step as learning, update
 from searchr1_jax.models import decoder
 
 MODEL = slow_decoder.tiny_config(width=32)

@@ -15,8 +15,7 @@ import pytest
 import slow_decoder
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import attention
-from searchr1_jax.models import decoder
+from searchr1_jax.models import attention, decoder
 
 INTERPRETED = "splash-interpreted"
 # float32 keeps 2⁻²⁴ = 6e-8 of every number. A logit of up to 10 is a sum of H = 16 products and so off by some 4e-7,

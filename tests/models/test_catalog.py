@@ -6,10 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from searchr1_jax.models import catalog
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import decoder
-from searchr1_jax.models import layers
+from searchr1_jax.models import catalog, config as model_config, decoder, layers
 from searchr1_jax.models.families import llama
 
 # Qwen/Qwen2.5-3B's config.json, as transformers 4 wrote it.

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax.models import copying
-from searchr1_jax.models import decoder
+from searchr1_jax.models import copying, decoder
 
 CONFIG = slow_decoder.tiny_config(head_dim=16, rope_theta=1000.0, layers=3)  # the quickstart's, fewer tokens
 TOKENS = np.random.default_rng(0).permutation(CONFIG.vocab_size)[:40]

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import slow_decoder
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
+from searchr1_jax.core import parallel, settings
 from searchr1_jax.models import decoder
 
 CONFIG = slow_decoder.tiny_config(vocab_size=50)

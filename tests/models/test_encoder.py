@@ -13,8 +13,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import decoder
-from searchr1_jax.models import encoder
+from searchr1_jax.models import decoder, encoder
 from searchr1_jax.text import tokenizer
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"

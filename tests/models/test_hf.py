@@ -22,11 +22,8 @@ from safetensors import numpy as safetensors_numpy
 import slow_decoder
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import decoder
-from searchr1_jax.models import hf
-from searchr1_jax.models import tensor_files
-from searchr1_jax.text import protocol
-from searchr1_jax.text import tokenizer
+from searchr1_jax.models import decoder, hf, tensor_files
+from searchr1_jax.text import protocol, tokenizer
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 NAMES = ("qwen2_tied_grouped", "qwen2_untied_long", "qwen3_grouped", "llama3_beyond_its_context")

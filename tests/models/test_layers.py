@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from searchr1_jax.core import parallel
-from searchr1_jax.models import attention
-from searchr1_jax.models import layers
+from searchr1_jax.models import attention, layers
 
 H, THETA = 6, 50.0
 

@@ -12,8 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from searchr1_jax.retrieval import bm25
-from searchr1_jax.retrieval import corpus as corpora
+from searchr1_jax.retrieval import bm25, corpus as corpora
 
 CONTENTS = [
     '"Mira Talon"\nMira Talon is a poet born in Kelu. The poet lives.',

@@ -14,8 +14,7 @@ import threading
 import pytest
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import cache
+from searchr1_jax.retrieval import base, cache
 
 ROOT = pathlib.Path(__file__).parents[2]
 

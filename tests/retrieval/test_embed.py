@@ -10,8 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import embed
+from searchr1_jax.retrieval import corpus as corpora, embed
 
 CONTENTS = [
     '"Mira Talon"\nMira Talon is a poet born in Kelu.',

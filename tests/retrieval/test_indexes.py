@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import true_nearest
 
-from searchr1_jax.retrieval import exact_index
-from searchr1_jax.retrieval import scann_index
+from searchr1_jax.retrieval import exact_index, scann_index
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="no ScaNN on this machine")
 KINDS = [exact_index.ExactIndex, pytest.param(scann_index.ScannIndex, marks=needs_scann)]

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import local
-from searchr1_jax.retrieval import rankers
+from searchr1_jax.retrieval import base, local, rankers
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="no ScaNN on this machine")
 GIVEN = "Mira Doru Kesa Lobi Tanu Vero Zilo Pamu Gido Hera Nuvo Safi Beko Ruma Fito Dalu Osif Jemi".split()

@@ -7,8 +7,7 @@ import http_servers
 import pytest
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import online
+from searchr1_jax.retrieval import base, online
 
 KEYS = {
     "SERPAPI_API_KEY": "serp secret/+key",

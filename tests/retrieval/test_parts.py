@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 
 from searchr1_jax import index
-from searchr1_jax.retrieval import building
-from searchr1_jax.retrieval import part
-from searchr1_jax.retrieval import parts
-from searchr1_jax.retrieval import stored
+from searchr1_jax.retrieval import building, part, parts, stored
 
 
 class ByLength:

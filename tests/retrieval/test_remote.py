@@ -14,8 +14,7 @@ import http_servers
 import pytest
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import remote
+from searchr1_jax.retrieval import base, remote
 
 MIRA = {"id": "7", "contents": '"Mira Talon"\nA poet\nborn in Kelu.'}
 DORU = {"id": "8", "contents": '"Doru Fesu"\nA baker.'}

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import rerank
+from searchr1_jax.retrieval import corpus as corpora, rerank
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "bert_pairs"
 TOLERANCE = 1e-5  # of float32 logits of about 2

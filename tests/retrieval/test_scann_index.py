@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 import true_nearest
 
-from searchr1_jax.retrieval import scann_index
-from searchr1_jax.retrieval import scann_part
-from searchr1_jax.retrieval import scann_plan
+from searchr1_jax.retrieval import scann_index, scann_part, scann_plan
 
 needs_scann = pytest.mark.skipif(importlib.util.find_spec("scann") is None, reason="no ScaNN on this machine")
 

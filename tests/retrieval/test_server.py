@@ -17,10 +17,7 @@ import http_servers
 import pytest
 
 from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import remote
-from searchr1_jax.retrieval import server
-from searchr1_jax.retrieval import text_encoder
+from searchr1_jax.retrieval import base, remote, server, text_encoder
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_wire.json").read_text())
 FULL_LOAD = "SEARCHR1_FULL_LOAD"  # set it to run 64 clients and 10,000 requests

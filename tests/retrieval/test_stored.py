@@ -9,13 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from searchr1_jax.retrieval import bm25
-from searchr1_jax.retrieval import building
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import embed
-from searchr1_jax.retrieval import rankers
-from searchr1_jax.retrieval import stored
-from searchr1_jax.retrieval import vectors as vector_files
+from searchr1_jax.retrieval import bm25, building, corpus as corpora, embed, rankers, stored, vectors as vector_files
 
 SCANN = "scann" if importlib.util.find_spec("scann") else "exact"  # what there is here
 ENCODER = pathlib.Path(__file__).parents[1] / "golden" / "bert_mean"

@@ -17,8 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import vectors
+from searchr1_jax.retrieval import corpus as corpora, vectors
 
 ROWS, D = 103, 5
 COMMON = dict(block_rows=10)

@@ -16,11 +16,8 @@ import numpy as np
 import slow_decoder
 
 from searchr1_jax.core import parallel
-from searchr1_jax.rollout import engine as engine_lib
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
-from searchr1_jax.text import protocol
-from searchr1_jax.text import stop_table
+from searchr1_jax.rollout import engine as engine_lib, programs, sampling
+from searchr1_jax.text import protocol, stop_table
 
 EOS, A, B, C, D, SLASH, SEA, RCH, CLOSE_AND_MORE, ANSWER, SEARCH_CLOSE, INSIDE, ANS, WER, CLOSE = range(15)
 WRITTEN = [

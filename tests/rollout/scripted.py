@@ -19,17 +19,10 @@ import zlib
 
 import numpy as np
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.rollout import engine as engine_lib
-from searchr1_jax.rollout import environment
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
+from searchr1_jax.core import settings, types
+from searchr1_jax.rollout import engine as engine_lib, environment, episodes, programs, sampling
 from searchr1_jax.rollout.tools import search
-from searchr1_jax.text import protocol as protocol_lib
-from searchr1_jax.text import stop_table
-from searchr1_jax.text import tokenizer as tokenizer_lib
+from searchr1_jax.text import protocol as protocol_lib, stop_table, tokenizer as tokenizer_lib
 
 EOS_MARK = "<eos>"  # ends the text of a turn that the policy ends itself
 SEED_AND_STEP = (3, 7)

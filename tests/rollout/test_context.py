@@ -7,8 +7,7 @@ C - 32 of a context of C; one place is kept for a token after the block, C - 33 
 import pytest
 import scripted
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.rollout import episodes
 
 QUESTION = types.QAExample(id="nq/1", question="Who's", golden_answers=())

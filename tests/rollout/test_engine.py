@@ -15,8 +15,7 @@ import slow_decoder
 
 from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
+from searchr1_jax.rollout import programs, sampling
 
 CONFIG, SHAPES = acting.CONFIG, acting.SHAPES
 LIVELY = sampling.Decoding(temperature=0.9, top_k=40, top_p=0.95)

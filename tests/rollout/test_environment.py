@@ -5,8 +5,7 @@ import pickle
 import pytest
 import scripted
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.rollout import environment
 from searchr1_jax.text import transcript
 

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 import scripted
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.data import demonstrations
 
 QUESTION = types.QAExample(id="nq/1", question="who wrote Emma", golden_answers=("Jane Austen",))

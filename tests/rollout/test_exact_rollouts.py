@@ -17,20 +17,12 @@ import pytest
 import scripted
 import slow_decoder
 
-from searchr1_jax.core import parallel
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import parallel, settings, types
 from searchr1_jax.data import packing
 from searchr1_jax.models import decoder
-from searchr1_jax.rollout import engine as engine_lib
-from searchr1_jax.rollout import environment
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import kv_cache
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
+from searchr1_jax.rollout import engine as engine_lib, environment, episodes, kv_cache, programs, sampling
 from searchr1_jax.rollout.tools import search
-from searchr1_jax.text import protocol
-from searchr1_jax.text import stop_table
+from searchr1_jax.text import protocol, stop_table
 
 CONFIG = slow_decoder.tiny_config(vocab_size=300, max_positions=256, tied_embeddings=False)
 CONTEXT = 3 * kv_cache.BLOCK + 8  # the fourth block overlaps the third

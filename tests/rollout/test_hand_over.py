@@ -9,8 +9,7 @@ import slow_decoder
 
 from searchr1_jax.core import parallel
 from searchr1_jax.models import decoder
-from searchr1_jax.rollout import engine as engine_lib
-from searchr1_jax.rollout import hand_over
+from searchr1_jax.rollout import engine as engine_lib, hand_over
 
 CONFIG = slow_decoder.tiny_config(tied_embeddings=False)  # 4 heads over 2 K/V heads
 

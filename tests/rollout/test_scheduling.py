@@ -9,12 +9,9 @@ import time
 import pytest
 import scripted
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.retrieval import remote
-from searchr1_jax.rollout import environment
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import sampling
+from searchr1_jax.rollout import environment, episodes, sampling
 from searchr1_jax.rollout.tools import search
 
 PROTOCOL = settings.Protocol(prompt="{question}\n", correction="Again!", information="<i>{docs}</i>", passage="{text} ")

@@ -6,8 +6,7 @@ import scripted
 import slow_decoder
 
 from searchr1_jax.core import types
-from searchr1_jax.rollout import programs
-from searchr1_jax.rollout import sampling
+from searchr1_jax.rollout import programs, sampling
 from searchr1_jax.text import stop_table
 
 TURNS = 4

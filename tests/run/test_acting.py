@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from rollout import scripted
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.learning import step as learning
 from searchr1_jax.rollout import episodes
 from searchr1_jax.run import acting

@@ -2,11 +2,7 @@
 
 import pytest
 
-from configs import base
-from configs import presets
-from configs import quickstart
-from configs import search_r1
-from configs import world_hard
+from configs import base, presets, quickstart, search_r1, world_hard
 from searchr1_jax.core import settings
 from searchr1_jax.run import checks
 

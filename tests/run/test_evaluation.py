@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from searchr1_jax.core import types
-from searchr1_jax.rollout import environment
-from searchr1_jax.rollout import episodes
-from searchr1_jax.rollout import sampling
+from searchr1_jax.rollout import environment, episodes, sampling
 from searchr1_jax.run import evaluation
 
 

@@ -2,11 +2,9 @@
 
 import pytest
 
-from configs import base
-from configs import presets
+from configs import base, presets
 from searchr1_jax.core import settings
-from searchr1_jax.run import model_card
-from searchr1_jax.run import progress
+from searchr1_jax.run import model_card, progress
 
 NAMES = {
     "ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "reinforce_pp": "REINFORCE++", "dr_grpo": "Dr. GRPO", "dapo": "DAPO",

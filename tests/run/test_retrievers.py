@@ -5,13 +5,8 @@ import sys
 
 import pytest
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.retrieval import base
-from searchr1_jax.retrieval import building
-from searchr1_jax.retrieval import cache
-from searchr1_jax.retrieval import corpus as corpora
-from searchr1_jax.retrieval import exact_index
+from searchr1_jax.core import settings, types
+from searchr1_jax.retrieval import base, building, cache, corpus as corpora, exact_index
 from searchr1_jax.run import retrievers
 
 

@@ -2,10 +2,8 @@
 
 import pytest
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.run import model_files
-from searchr1_jax.run import parts
+from searchr1_jax.core import settings, types
+from searchr1_jax.run import model_files, parts
 
 
 def test_a_question_that_leaves_no_room_for_a_turn_is_named(byte_tokenizer):

@@ -5,10 +5,8 @@ import pathlib
 import pytest
 
 from configs import base
-from searchr1_jax.rollout.tools import calculator
-from searchr1_jax.rollout.tools import search
-from searchr1_jax.run import retrievers
-from searchr1_jax.run import tools
+from searchr1_jax.rollout.tools import calculator, search
+from searchr1_jax.run import retrievers, tools
 
 
 def config(*names, **changes):

@@ -6,8 +6,7 @@ import pytest
 import written_runs
 
 from configs import study
-from searchr1_jax.sweeps import claims
-from searchr1_jax.sweeps import finished_runs
+from searchr1_jax.sweeps import claims, finished_runs
 
 
 def _finding(workdir: pathlib.Path, method: str, title: str) -> claims.Finding:

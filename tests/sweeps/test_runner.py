@@ -8,8 +8,7 @@ import sys
 import place as place_lib
 import pytest
 
-from searchr1_jax.sweeps import entries
-from searchr1_jax.sweeps import runner
+from searchr1_jax.sweeps import entries, runner
 
 PYTHON = sys.executable
 PROGRAM = """

@@ -10,8 +10,7 @@ import place as place_lib
 import pytest
 
 from searchr1_jax import sweep
-from searchr1_jax.sweeps import entries
-from searchr1_jax.sweeps import finished_runs
+from searchr1_jax.sweeps import entries, finished_runs
 
 
 def test_listing_runs_nothing_and_says_how_far_each_is(place, do):

@@ -2,8 +2,7 @@ import hashlib
 
 import pytest
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
+from searchr1_jax.core import settings, types
 from searchr1_jax.text import protocol
 
 

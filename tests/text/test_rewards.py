@@ -4,11 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from searchr1_jax.core import settings
-from searchr1_jax.core import types
-from searchr1_jax.text import protocol
-from searchr1_jax.text import rewards
-from searchr1_jax.text import transcript
+from searchr1_jax.core import settings, types
+from searchr1_jax.text import protocol, rewards, transcript
 
 
 def trajectory(answer, golden=("Beijing",), turns=()):

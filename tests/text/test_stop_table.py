@@ -7,9 +7,7 @@ import pytest
 
 from searchr1_jax.core import settings
 from searchr1_jax.data.invented import world
-from searchr1_jax.text import protocol
-from searchr1_jax.text import stop_table
-from searchr1_jax.text import tokenizer
+from searchr1_jax.text import protocol, stop_table, tokenizer
 
 STOP_TAGS = protocol.stop_tags(("search",))
 

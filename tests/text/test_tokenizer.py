@@ -5,9 +5,7 @@ import pytest
 import tokenizers
 import transformers
 
-from searchr1_jax.text import protocol
-from searchr1_jax.text import stop_table
-from searchr1_jax.text import tokenizer
+from searchr1_jax.text import protocol, stop_table, tokenizer
 
 TAGS, STOP_TAGS = protocol.tags(("search",)), protocol.stop_tags(("search",))
 TEXTS = [

@@ -24,8 +24,7 @@ import pathlib
 import random
 import re
 
-from searchr1_jax.core import files
-from searchr1_jax.core import settings as settings_lib
+from searchr1_jax.core import files, settings as settings_lib
 from searchr1_jax.data.invented import relations as relations_lib
 
 SPLITS = ("train", "validation", "test")

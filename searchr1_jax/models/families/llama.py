@@ -4,8 +4,7 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
-from searchr1_jax.models import config as model_config
-from searchr1_jax.models import layers
+from searchr1_jax.models import config as model_config, layers
 
 LAYER = "model.layers.{layer}."
 TENSORS = {

@@ -9,9 +9,7 @@ import pytest
 
 from configs import world_hard
 from searchr1_jax.core import settings
-from searchr1_jax.data.invented import drills
-from searchr1_jax.data.invented import relations
-from searchr1_jax.data.invented import world as world_lib
+from searchr1_jax.data.invented import drills, relations, world as world_lib
 from searchr1_jax.retrieval import local
 
 # An independent reader: how each attribute stands in a passage, and how a person is mentioned.
