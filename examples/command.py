@@ -6,7 +6,6 @@ python -m examples.command --workdir=runs/quickstart
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -32,8 +31,7 @@ def define() -> None:
     flags.DEFINE_string("workdir", None, "directory of the run")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     run(flags.FLAGS.workdir)
 
 

@@ -5,7 +5,7 @@ python -m searchr1_jax.ask --workdir=runs/quickstart --question="who founded …
 Without --question it reads questions from the terminal, one a line. --model and --retriever are those of `evaluate`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 import itertools
 import os
 import sys
@@ -90,8 +90,7 @@ def define() -> None:
     flags.DEFINE_enum("decoding", "greedy", ["greedy", "sampled"], "how tokens are chosen")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     given, console = flags.FLAGS, rich_console.Console()
     questions = _lines(console) if given.question is None else [given.question]
     policy = command.values("model", "step", "decoding")

@@ -3,7 +3,6 @@ r"""Puts two evaluations of a workdir side by side: figures, an episode of each,
 python -m searchr1_jax.compare --workdir=runs/quickstart --before=base --after=final
 """
 
-from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -12,6 +11,7 @@ from typing import Any
 from absl import flags
 from rich import box, console as rich_console, table as rich_table, text as rich_text
 
+from searchr1_jax.core import files
 from searchr1_jax.run import command, metrics
 
 _DECODINGS = ("greedy", "sampled")
@@ -25,7 +25,7 @@ def _evaluations(workdir: pathlib.Path, name: str) -> dict[str, Any]:
             raise ValueError(
                 f"{path} is missing; run python -m searchr1_jax.evaluate --name={name} --decoding={decoding} first"
             )
-        found[decoding] = json.loads(path.read_text())
+        found[decoding] = files.read_json(path, "evaluate again")
     return found
 
 
@@ -80,7 +80,7 @@ def run(workdir: str | os.PathLike, *, before: str = "base", after: str = "final
     directory, console = pathlib.Path(workdir), rich_console.Console()
     summary = summarise(directory, before, after)
     path = directory / "summary.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    files.write_json(path, summary)
     console.print(figures(summary, before, after))
     console.print(side_by_side(directory, before, after))
     console.print(f"{summary['seconds']:.0f} s, {summary['peak_memory_gb']:.2f} GB at most  ->  {path}", markup=False)
@@ -93,8 +93,7 @@ def define() -> None:
     flags.DEFINE_string("after", "final", "name of another")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     run(flags.FLAGS.workdir, before=flags.FLAGS.before, after=flags.FLAGS.after)
 
 

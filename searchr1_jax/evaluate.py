@@ -78,8 +78,7 @@ def define() -> None:
     flags.DEFINE_string("name", None, "of the files in <workdir>/eval; default: final, or final-<split>")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     asked = command.values("model", "step", "split", "questions", "samples", "name")
     run(command.settings(), flags.FLAGS.workdir, decodings=flags.FLAGS.decoding, **asked)
 

@@ -6,7 +6,6 @@ It needs the workdir alone, where the run's config is too; --config stands in fo
 it is whole; an existing one is replaced only with --overwrite.
 """
 
-from collections.abc import Sequence
 import os
 import pathlib
 
@@ -69,8 +68,7 @@ def define() -> None:
     flags.DEFINE_bool("overwrite", False, "replace what is there")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     asked = command.values("step", "dtype", "max_shard_gb", "value", "overwrite")
     run(command.settings(), flags.FLAGS.workdir, flags.FLAGS.output, **asked)
 

@@ -234,12 +234,11 @@ def _recipe() -> building.Recipe:
     )
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) < 2 or argv[1] not in VERBS:
+def main(verb: str = "", *arguments: str) -> None:
+    if verb not in VERBS:
         raise ValueError(f"say what to do: python -m searchr1_jax.index {'|'.join(VERBS)} --index=…")
-    command.quiet_libraries()
     command.use_compilation_cache()
-    given, (verb, *arguments) = flags.FLAGS, argv[1:]
+    given = flags.FLAGS
     if verb == "info":
         _CONSOLE.print_json(json.dumps(stored.read_manifest(given.index)))
     elif verb == "query":
@@ -255,4 +254,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, define, required=("index",))
+    command.run(main, define, required=("index",), words=True)

@@ -6,15 +6,13 @@ What it writes are the same files that real data and real models come in, and th
 It depends on `world.*`, `protocol.*` and `tools` only, so every seed of learning begins with the same.
 """
 
-from collections.abc import Sequence
-import json
 import os
 import pathlib
 
 from absl import flags
 import jax
 
-from searchr1_jax.core import parallel, settings as settings_lib
+from searchr1_jax.core import files, parallel, settings as settings_lib
 from searchr1_jax.data.invented import world as world_lib
 from searchr1_jax.models import config as model_config, copying, decoder
 from searchr1_jax.models.families import qwen2
@@ -79,11 +77,10 @@ def _claim(settings: settings_lib.Settings, workdir: pathlib.Path) -> None:
     theirs = [name for name in (*world_lib.FILES, settings.sft.model) if (workdir / name).exists()]
     if changed is None and theirs:
         raise ValueError(f"{workdir / theirs[0]} is not of an invented world; choose another --workdir for one")
-    (workdir / "world.json").write_text(json.dumps(run_directory.invented_world(settings), indent=2) + "\n")
+    files.write_json(workdir / "world.json", run_directory.invented_world(settings))
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     run(command.settings(), flags.FLAGS.workdir)
 
 

@@ -8,7 +8,7 @@ POST /retrieve {"queries": [str], "topk": int, "return_scores": bool}, GET /heal
 warm; on SIGTERM or Ctrl-C it still gives the answers it owes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import os
 import pathlib
@@ -94,9 +94,7 @@ def define() -> None:
     flags.DEFINE_float("batch_wait_ms", default.batch_wait_ms, "how long a request waits for others; 0: never")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
-    command.quiet_libraries()
+def main() -> None:
     command.use_compilation_cache()
     limits = command.values("topk", "threads", "batch_queries", "batch_wait_ms")
     others = command.values("online", "cache", "replay", "host", "port", "workdir")

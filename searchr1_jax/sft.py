@@ -6,19 +6,9 @@ Reads the model `sft.model`, writes the model `sft.output`, both Hugging Face di
 the files `data.demonstrations` — demonstrations, trajectories, or questions with their answers, which is the papers'
 SFT baseline — or from the invented world: drills first, then the mixture (see `data.demonstrations`). Interrupted, it
 starts again from its last checkpoint.
-
-Rejection sampling: candidates for every training question, a model taught by those that were right, and its figures.
-
-python -m searchr1_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart \
-    --model=runs/quickstart/base --split=train --decoding=sampled --samples=5 --name=candidates
-python -m searchr1_jax.sft --config=configs/quickstart.py --workdir=runs/quickstart \
-    --config.data.demonstrations="('eval/candidates-sampled.jsonl',)" --config.sft.min_reward=1 \
-    --config.sft.model=base --config.sft.output=chosen
-python -m searchr1_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart \
-    --model=runs/quickstart/chosen --name=chosen
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 import functools
 import itertools
 import os
@@ -197,8 +187,7 @@ def run(settings: settings_lib.Settings, workdir: str | os.PathLike) -> None:
         train(settings, directory, checkpoints)
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     run(command.settings(), flags.FLAGS.workdir)
 
 

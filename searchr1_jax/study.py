@@ -179,11 +179,9 @@ def define() -> None:
     flags.DEFINE_bool("readme", False, "update the block of README.md too")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     given = flags.FLAGS
-    readme = "README.md" if given.readme else None
-    run(given.config, given.workdir, document=given.document, readme=readme)
+    run(given.config, given.workdir, document=given.document, readme="README.md" if given.readme else None)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,7 @@ def define() -> None:
     flags.DEFINE_bool("list", False, "say what there is to do, and do nothing")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     given = flags.FLAGS
     if given.list:
         print(listing(pathlib.Path(given.workdir), plan(given.config, given.workdir, given.only)))

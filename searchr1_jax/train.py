@@ -394,11 +394,9 @@ def define() -> None:
     flags.DEFINE_bool("accept_changes", False, "go on with settings that change what is learned; they are recorded")
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     stop, given = _StopSignal(), flags.FLAGS
-    settings = command.settings()
-    if not run(settings, given.workdir, accept_changes=given.accept_changes, asked_to_stop=stop.agreed):
+    if not run(command.settings(), given.workdir, accept_changes=given.accept_changes, asked_to_stop=stop.agreed):
         sys.exit(stop.exit_status)
 
 

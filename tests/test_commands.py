@@ -185,7 +185,7 @@ from concurrent import futures
 import threading
 from searchr1_jax.run import command
 
-def main(argv):
+def main():
     search = futures.ThreadPoolExecutor(1).submit(threading.Event().wait)
     print("searching", flush=True)
     search.result()
@@ -297,6 +297,11 @@ def test_what_is_missing_is_asked_for_by_name(fails, tmp_path):
     assert "--config is missing" in line and "holds no run" in line
     line = fails("train", f"--workdir={tmp_path}", "--config=configs/nowhere.py", own=True)
     assert "--config names configs/nowhere.py, but neither" in line
+
+
+def test_words_beside_the_flags_are_refused(fails, tmp_path):
+    assert "'quickstart' is no flag" in fails("train", "quickstart", f"--workdir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_config_argument_is_refused_in_the_configs_own_words(fails, tmp_path):

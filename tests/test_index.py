@@ -163,7 +163,7 @@ def test_a_wrong_command_ends_with_one_line_that_says_what_is_wrong(arguments, s
 
 def test_what_to_do_and_what_to_serve_has_to_be_said(tmp_path):
     with pytest.raises(ValueError, match=r"say what to do: python -m searchr1_jax.index build\|info\|query"):
-        command.main(["index", "rebuild"])
+        command.main("rebuild")
     with pytest.raises(ValueError, match="say what to look for"):
         command.query(tmp_path, [])
     for given in ({}, {"index": "x", "online": "brave"}):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax.core import parallel
+from searchr1_jax.core import files, parallel
 from searchr1_jax.models import catalog, config as model_config, decoder, tensor_files
 
 _READERS = 4  # threads
@@ -90,10 +90,7 @@ def read_json(directory: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(directory) / "config.json"
     if not path.is_file():
         raise ValueError(f"{directory} is no Hugging Face model directory: it has no config.json; name one that has")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch or export the model again") from error
+    return files.read_json(path, "fetch or export the model again")
 
 
 def read_config(directory: str | pathlib.Path, family: str = "") -> model_config.ModelConfig:

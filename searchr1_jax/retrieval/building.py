@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import os
 import pathlib
 from typing import Any
@@ -141,7 +140,7 @@ def check(directory: pathlib.Path, plan: dict[str, Any]) -> bool:
     for name in (stored.MANIFEST, stored.PLANNED):
         if not (directory / name).exists():
             continue
-        held = stored.without_paths(stored.read_json(directory / name))
+        held = stored.without_paths(files.read_json(directory / name, stored.REMEDY))
         for key, value in stored.without_paths(plan).items():
             of_held = {name: {} for name in held[key]} if key == "parts" else held.get(key)
             if of_held != value:
@@ -177,7 +176,7 @@ def build(
 
     def claim() -> None:
         if not check(directory, manifest):
-            _write_json(directory / stored.PLANNED, manifest)
+            files.write_json(directory / stored.PLANNED, manifest)
         keep(encoder, corpus, directory)
 
     def embed_share() -> None:
@@ -202,7 +201,7 @@ def build(
         for package in ("jax", *(package for row in parts_lib.PARTS.values() for package in row.packages)):
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 made_with[package] = importlib.metadata.version(package)
-        _write_json(directory / stored.MANIFEST, manifest)
+        files.write_json(directory / stored.MANIFEST, manifest)
         (directory / stored.PLANNED).unlink(missing_ok=True)
 
     _together(lambda: parallel.is_first() and claim())
@@ -237,7 +236,3 @@ def sample_queries(corpus: corpora.Corpus, *, count: int, words: int = 10) -> li
         start = rng.integers(max(1, len(text) - words + 1))
         queries.append(" ".join(text[start : start + words]))
     return queries
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    files.write(path, json.dumps(value, indent=2) + "\n")

@@ -21,12 +21,8 @@ class LocalRetriever:
         """Returns at most k passages for each query, best first, their scores the ranker's."""
         rows, scores = self.ranker.rank(queries, k)
         return [
-            [
-                dataclasses.replace(self.corpus[row], score=s)
-                for row, s in zip(found, products, strict=True)
-                if row != -1
-            ]
-            for found, products in zip(rows.tolist(), scores.tolist(), strict=True)
+            [dataclasses.replace(self.corpus[row], score=s) for row, s in zip(found, sums, strict=True) if row != -1]
+            for found, sums in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from searchr1_jax.core import files
 from searchr1_jax.retrieval import (
     corpus as corpora,
     embed,
@@ -33,6 +34,7 @@ from searchr1_jax.retrieval import (
 
 FORMAT = 1
 MANIFEST, PLANNED = "manifest.json", "planned.json"
+REMEDY = "remove the index and build it again"  # where a file of it is broken
 HYBRID = "hybrid"  # a search by words and by vectors, fused
 HASHED = "hashed"  # the encoder that needs no files
 
@@ -46,7 +48,7 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
             f"{directory} holds {'the beginning of an index; finish it' if begun else 'no index; make it'} with"
             " python -m searchr1_jax.index build"
         )
-    manifest = read_json(path)
+    manifest = files.read_json(path, REMEDY)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{path} has format {manifest.get('format')}, and this version reads {FORMAT}; build it again")
     return manifest
@@ -140,14 +142,6 @@ def without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
         key: {name: v for name, v in value.items() if name != "path"} if isinstance(value, dict) else value
         for key, value in manifest.items()
     }
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object of an index. Raises: ValueError where it is broken."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is broken ({error}); remove {path.parent} and build the index again") from error
 
 
 def hashed_encoder(directory: pathlib.Path, dimensions: int) -> embed.HashedNgramEncoder:

@@ -11,7 +11,6 @@ import collections
 from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import threading
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from searchr1_jax.core import parallel
+from searchr1_jax.core import files, parallel
 from searchr1_jax.models import decoder, encoder, hf
 from searchr1_jax.retrieval import base
 from searchr1_jax.text import tokenizer
@@ -85,12 +84,7 @@ def read_settings(directory: str | os.PathLike, **given: Any) -> EncoderSettings
 
 def _read_json(path: pathlib.Path) -> Any:
     """The file's content, or {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); fetch the encoder again") from error
+    return files.read_json(path, "fetch the encoder again") if path.is_file() else {}
 
 
 def _read_modules(directory: pathlib.Path) -> tuple[str | None, bool | None]:

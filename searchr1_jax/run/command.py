@@ -57,13 +57,18 @@ def settings() -> settings_lib.Settings:
 
 
 def run(
-    main: Callable[[list[str]], None], define: Callable[[], None], *, required: Sequence[str] = ("workdir",)
+    main: Callable[..., None],
+    define: Callable[[], None],
+    *,
+    required: Sequence[str] = ("workdir",),
+    words: bool = False,
 ) -> None:
     """Runs a command. A wrong input ends it with one line, "error: …", and status 1; Ctrl-C with status 130.
 
     Args:
       define: defines its flags.
       required: flags without which it does not start.
+      words: whether `main` takes words that stand beside the flags; otherwise they are refused.
     """
     define()
     flags.DEFINE_bool("distributed", False, "one of several processes, as the cluster's variables tell")
@@ -79,10 +84,13 @@ def run(
             sys.exit(f"error: {error}")
 
     def told(argv):
+        quiet_libraries()
         try:
             if flags.FLAGS.distributed:
                 jax.distributed.initialize()
-            main(argv)
+            if argv[1:] and not words:
+                raise ValueError(f"{argv[1]!r} is no flag; write each as --name=value")
+            main(*argv[1:])
         except _WRONG_INPUT as error:
             if flags.FLAGS.traceback:
                 raise

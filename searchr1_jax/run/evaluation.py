@@ -3,9 +3,9 @@
 Called by the command `evaluate` and, every n steps, by `train`.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -34,7 +34,8 @@ class Results:
     stop_reasons: dict[str, int]
 
     def save(self, path: pathlib.Path) -> None:
-        _write(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+        if parallel.is_first():
+            files.write_json(path, dataclasses.asdict(self))
 
     def scalars(self) -> dict[str, float]:
         """What metrics.jsonl takes."""
@@ -49,13 +50,10 @@ def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding:
     trajectories = sorted(trajectories, key=lambda t: t.key)
     n = len(trajectories)
     em = [exact_match(t) for t in trajectories]
-    by_hops: dict[str, list[float]] = {}
-    by_source: dict[str, list[float]] = {}
-    stops: dict[str, int] = {}
+    by_hops, by_source = collections.defaultdict(list), collections.defaultdict(list)
     for trajectory, score in zip(trajectories, em, strict=True):
-        by_hops.setdefault(str(trajectory.example.hops), []).append(score)
-        by_source.setdefault(trajectory.example.id.rpartition("/")[0], []).append(score)
-        stops[trajectory.stop_reason] = stops.get(trajectory.stop_reason, 0) + 1
+        by_hops[str(trajectory.example.hops)].append(score)
+        by_source[trajectory.example.id.rpartition("/")[0]].append(score)
     return Results(
         split=split,
         decoding=decoding,
@@ -67,7 +65,7 @@ def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding:
         response_tokens=sum(len(t.tokens) - t.prompt_tokens for t in trajectories) / n,
         em_by_hops=_means(by_hops),
         em_by_source=_means(by_source),
-        stop_reasons=dict(sorted(stops.items())),
+        stop_reasons=dict(sorted(collections.Counter(t.stop_reason for t in trajectories).items())),
     )
 
 
@@ -158,12 +156,6 @@ def keep_interrupted(
 def write_trajectories(
     path: pathlib.Path, trajectories: Sequence[types.Trajectory], worths: Sequence[types.Worth | None]
 ) -> None:
-    """One trajectory a line, each with its reward."""
-    rows = (trajectory_row(t, worth) for t, worth in zip(trajectories, worths, strict=True))
-    _write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there whole or not at all; the first process does."""
+    """One trajectory a line, each with its reward; the first process does."""
     if parallel.is_first():
-        files.write(path, text)
+        files.write_jsonl(path, (trajectory_row(t, worth) for t, worth in zip(trajectories, worths, strict=True)))

@@ -87,8 +87,7 @@ def booked(workdir: pathlib.Path, command: str) -> Iterator[None]:
 
 def cost(workdirs: Iterable[pathlib.Path]) -> tuple[float, float]:
     """Seconds of all commands that are booked there, and the largest peak memory of one."""
-    lines = [line for workdir in workdirs for line in (workdir / "verbs.jsonl").read_text().splitlines()]
-    rows = list(map(json.loads, lines))
+    rows = [json.loads(line) for workdir in workdirs for line in (workdir / "verbs.jsonl").read_text().splitlines()]
     return sum(row["seconds"] for row in rows), max(row["peak_memory_gb"] for row in rows)
 
 
@@ -108,7 +107,7 @@ class Writer:
             return
         self.close()
         kept = [row for row in read(self._workdir) if row["step"] <= step] if keep else []
-        files.write(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        files.write_jsonl(self._path, kept)
         self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:

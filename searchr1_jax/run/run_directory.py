@@ -140,4 +140,4 @@ def invented_world(settings: settings_lib.Settings) -> dict[str, Any]:
 def claim(settings: settings_lib.Settings, workdir: pathlib.Path) -> None:
     """Writes config.json, the settings of the run that lives here from now on; the first process does."""
     if parallel.is_first():
-        files.write(workdir / CONFIG, json.dumps(settings.as_json(), indent=2) + "\n")
+        files.write_json(workdir / CONFIG, settings.as_json())

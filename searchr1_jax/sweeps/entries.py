@@ -62,8 +62,7 @@ class Step:
 
     def stamp(self, entry: Entry, directory: pathlib.Path) -> None:
         """Leaves in the directory that the step succeeded, and what it was asked."""
-        asked = [self.command, self.flags, entry.settings.as_json()]
-        files.write(directory / DONE / self.label, json.dumps(asked, indent=1) + "\n")
+        files.write_json(directory / DONE / self.label, [self.command, self.flags, entry.settings.as_json()])
 
     def changes(self, entry: Entry, directory: pathlib.Path) -> list[str] | None:
         """How what is asked differs from what was done in a directory, in words; None where it was not done."""

@@ -76,3 +76,14 @@ def test_of_directories_made_at_the_same_time_the_first_one_stays(tmp_path):
             (early / "content").touch()
         reader = (tmp_path / "d" / "content").stat().st_ino
     assert _names(tmp_path) == ["d", "d/content"] and (tmp_path / "d" / "content").stat().st_ino == reader
+
+
+def test_json_comes_back_and_what_is_none_is_named_with_its_remedy(tmp_path):
+    files.write_json(tmp_path / "one", {"é": [1, None]})
+    assert files.read_json(tmp_path / "one", "") == {"é": [1, None]}
+    files.write_jsonl(tmp_path / "rows", iter([{"a": 1}, "b"]))
+    assert (tmp_path / "rows").read_text() == '{"a": 1}\n"b"\n'
+    for broken in ("{", b"\xff"):
+        files.write(tmp_path / "one", broken)
+        with pytest.raises(ValueError, match="one is no JSON .*; bake it again"):
+            files.read_json(tmp_path / "one", "bake it again")

@@ -222,7 +222,7 @@ def test_an_index_of_one_passage_finds_it(tmp_path):
 
 def test_a_broken_manifest_is_named(copied):
     (copied / stored.MANIFEST).write_text("{")
-    with pytest.raises(ValueError, match=r"manifest.json is broken \(.*; remove .* and build the index again"):
+    with pytest.raises(ValueError, match=r"manifest.json is no JSON \(.*; remove the index and build it again"):
         stored.open_index(copied)
 
 

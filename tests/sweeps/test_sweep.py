@@ -31,7 +31,7 @@ def test_the_status_says_how_it_ended(place, do, monkeypatch, capsys, told, stat
     given = types.SimpleNamespace(config=place.config, workdir=place.workdir, only=[], jobs=1, list=False)
     monkeypatch.setattr(sweep.flags, "FLAGS", given)
     with pytest.raises(SystemExit) as ended:
-        sweep.main([])
+        sweep.main()
     assert ended.value.code == status
     assert ("start again with the same command" in capsys.readouterr().err) == (status == 130)
 

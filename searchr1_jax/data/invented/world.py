@@ -18,7 +18,6 @@ that puts a space there, as the default does, a name is the same tokens everywhe
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import random
@@ -175,8 +174,7 @@ def write_world(world: World, directory: str | os.PathLike) -> None:
             for q in questions(world, split)
         ]
     for name, rows in written.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        files.write(pathlib.Path(directory, f"{name}.jsonl"), text, shared=True)
+        files.write_jsonl(pathlib.Path(directory, f"{name}.jsonl"), rows, shared=True)
 
 
 def _check(c: settings_lib.World) -> None:
