@@ -1,10 +1,20 @@
 """Eight virtual CPU devices, set up before JAX is imported, and the meshes that tests run on."""
 
 import os
+import shutil
 import signal
+import tempfile
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+import processes
+
+devices = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {processes.COMPILED_QUICKLY} {devices}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+CACHE = "SEARCHR1_JAX_TESTS_CACHE"  # what a process of this run of the suite has compiled, the others need not
+if CACHE not in os.environ:  # workers have it from the process that began
+    os.environ[CACHE] = tempfile.mkdtemp(prefix="searchr1_jax-tests-")
+os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ[CACHE]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's background job has it, and all its children
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -13,10 +23,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from searchr1_jax.core import parallel  # noqa: E402
-from searchr1_jax.text import (
-    protocol,  # noqa: E402
-    tokenizer,  # noqa: E402
-)
+from searchr1_jax.text import protocol, tokenizer  # noqa: E402
 
 # Files that compile much or start processes, the longest first: a worker that began one last would keep the other
 # waiting. All their tests are marked slow; others say so themselves.
@@ -29,6 +36,11 @@ SLOW = (
     "test_vectors.py",
     "test_export.py", "test_copying.py", "test_one_step_page.py", "test_hf.py",
 )  # fmt: skip
+
+
+def pytest_sessionfinish(session):
+    if not hasattr(session.config, "workerinput"):  # the process that began
+        shutil.rmtree(os.environ[CACHE], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

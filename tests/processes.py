@@ -10,6 +10,8 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Most of the suite's time is the compiler's, and programs this small gain nothing from its optimizations.
+COMPILED_QUICKLY = "--xla_backend_optimization_level=0"
 HANGS_S = 1800  # after which a process is taken to hang; whatever the machine does besides, none takes so long
 
 
@@ -28,7 +30,7 @@ def start(arguments, environment: dict[str, str] | None = None) -> subprocess.Po
     """Starts `python …` with more variables."""
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     common = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"{COMPILED_QUICKLY} --xla_force_host_platform_device_count=4",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": os.pathsep.join(paths),
         "NO_PROXY": "127.0.0.1",
@@ -54,7 +56,12 @@ def start_two(arguments, environment=lambda process: {}) -> list[subprocess.Pope
 
 
 def start_verb_twice(arguments) -> list[subprocess.Popen]:
-    """Starts a verb as the two processes of one job, which find each other as those of a Slurm step do."""
+    """Starts a verb as the two processes of one job."""
+    return start_two(lambda _: [*arguments, "--distributed"], slurm_variables())
+
+
+def slurm_variables():
+    """Variables by process, from which two find each other as those of a Slurm step do."""
     port = free_port()
 
     def variables(process):
@@ -62,7 +69,7 @@ def start_verb_twice(arguments) -> list[subprocess.Popen]:
         slurm |= {"SLURM_PROCID": process, "SLURM_LOCALID": process}
         return {name: str(value) for name, value in slurm.items()} | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
 
-    return start_two(lambda _: [*arguments, "--distributed"], variables)
+    return variables
 
 
 def finished(started: list[subprocess.Popen]) -> list[str]:

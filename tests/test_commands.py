@@ -35,11 +35,10 @@ TINY_FLAGS = [f"--config.{key}={value}" for key, value in TINY.items()]
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One device, and a compilation cache for all processes."""
-    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return env | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": cache, "NO_PROXY": "127.0.0.1", "COLUMNS": "200"}
+def environment():
+    """One device."""
+    one = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": processes.COMPILED_QUICKLY}
+    return os.environ | one | {"NO_PROXY": "127.0.0.1", "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="module")

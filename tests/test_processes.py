@@ -24,9 +24,10 @@ def test_two_processes_load_train_a_step_and_export_what_one_process_does(tmp_pa
     for part in (".", "value"):
         one, two = (safetensors_numpy.load_file(tmp_path / run / part / "model.safetensors") for run in ("one", "two"))
         assert one.keys() == two.keys()
-        for name in one:
-            np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-6, err_msg=name)
-        # Adam's first step is the learning rate, 1e-2; a value model's is its head's alone, which began at zero.
-        moved = max(np.abs(one[name] - before.get(name, 0.0)).max() for name in one)
-        assert moved > 5e-3
+        # Adam's first step is the learning rate, 1e-2; a value model's is its head's alone, which began at zero. It
+        # makes a step of any size of a gradient that is nothing but rounding, so steps are compared as a whole.
+        moved = {name: one[name] - before.get(name, 0.0) for name in one}
+        assert max(np.abs(step).max() for step in moved.values()) > 5e-3
+        norm = lambda arrays: np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in arrays))
+        assert norm(two[name] - one[name] for name in one) < 1e-4 * norm(moved.values())
     assert (tmp_path / "one" / "config.json").read_bytes() == (tmp_path / "two" / "config.json").read_bytes()

@@ -7,6 +7,7 @@ import sys
 import types
 
 import place as place_lib
+import processes
 import pytest
 
 from searchr1_jax import sweep
@@ -55,9 +56,8 @@ def test_a_real_run_goes_through_the_real_commands_started_from_any_directory(tm
         "def sweep(add):\n    add('ppo-seed1', seed=1)\n"
     )
     command = [sys.executable, "-m", "searchr1_jax.sweep", "--config=tiny.py", "--workdir=runs"]
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # to compile, on one device
-    env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    env |= {"PYTHONPATH": str(place_lib.ROOT)}
+    one_device = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": processes.COMPILED_QUICKLY}
+    env = one_device | {"PYTHONPATH": str(place_lib.ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | env, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "ppo-seed1"
