@@ -3,8 +3,8 @@ r"""Search-R1 as published (Jin et al., 2025): NQ and HotpotQA, Qwen2.5, E5 over
 python -m searchr1_jax.train --config=configs/search_r1.py:algorithm=ppo --workdir=runs/search-r1-ppo \
     --config.model.path=/models/Qwen2.5-3B --config.retriever.url=http://127.0.0.1:8000/retrieve
 
-Question files are those of FlashRAG; put them, or links to them, into the workdir under the names below. What
-differs from the published scripts on purpose is listed in the README.
+Question files are those of FlashRAG, each with the name of its set; put them, or links to them, into the workdir.
+What differs from the published scripts on purpose is listed in the README.
 """
 
 from configs import base, presets
@@ -13,11 +13,11 @@ from configs import base, presets
 def get_config(arg=""):
     c = base.get_config()
 
-    c.data.train = ("nq/train.jsonl", "hotpotqa/train.jsonl")
-    c.data.validation = ("nq/test.jsonl",)
+    c.data.train = ("nq=nq/train.jsonl", "hotpotqa=hotpotqa/train.jsonl")
+    c.data.validation = ("nq=nq/test.jsonl",)
     c.data.test = (
-        "nq/test.jsonl", "triviaqa/test.jsonl", "popqa/test.jsonl", "hotpotqa/dev.jsonl",
-        "2wikimultihopqa/dev.jsonl", "musique/dev.jsonl", "bamboogle/test.jsonl",
+        "nq=nq/test.jsonl", "triviaqa=triviaqa/test.jsonl", "popqa=popqa/test.jsonl", "hotpotqa=hotpotqa/dev.jsonl",
+        "2wikimultihopqa=2wikimultihopqa/dev.jsonl", "musique=musique/dev.jsonl", "bamboogle=bamboogle/test.jsonl",
     )  # fmt: skip
 
     c.model.compute_dtype = "bfloat16"

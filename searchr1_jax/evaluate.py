@@ -62,8 +62,7 @@ def run(
             )
             results.save(file)
             hops = "  ".join(f"{h}-hop {em:.3f}" for h, em in results.em_by_hops.items())
-            figures = f"exact match {results.em:.3f}  searches {results.searches:.2f}  {hops}"
-            metrics.say(f"{each:8} {figures}  ->  {file}")
+            metrics.say(f"{each:8} {results.headline()}  searches {results.searches:.2f}  {hops}  ->  {file}")
             found[each] = results
     return found
 

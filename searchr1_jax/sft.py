@@ -13,6 +13,7 @@ import functools
 import itertools
 import os
 import pathlib
+import sys
 import time
 
 from absl import flags
@@ -24,7 +25,7 @@ from searchr1_jax.data import demonstrations, packing
 from searchr1_jax.data.invented import drills, world as world_lib
 from searchr1_jax.learning import supervised
 from searchr1_jax.models import config as model_config, hf
-from searchr1_jax.run import checkpoint, command, metrics, model_files, run_directory, tools
+from searchr1_jax.run import checkpoint, command, metrics, model_files, run_directory, stop, tools
 from searchr1_jax.text import tokenizer
 
 _CHECKPOINT_EVERY = 200  # steps
@@ -146,8 +147,13 @@ def resumed(
     return step
 
 
-def train(settings: settings_lib.Settings, workdir: pathlib.Path, checkpoints: checkpoint.Checkpoints) -> None:
-    """The whole run, or what is left of it."""
+def train(
+    settings: settings_lib.Settings,
+    workdir: pathlib.Path,
+    checkpoints: checkpoint.Checkpoints,
+    asked_to_stop: Callable[[], bool],
+) -> bool:
+    """The whole run, or what is left of it. Returns whether it came to its end."""
     c = settings.sft
     start_from = model_files.find(c.model, workdir, "sft.model")
     model, tokens = hf.read_config(start_from, settings.model.family), tokenizer.Tokenizer.load(start_from)
@@ -171,24 +177,36 @@ def train(settings: settings_lib.Settings, workdir: pathlib.Path, checkpoints: c
             per_step = (time.time() - began) / (step - said)
             said, began = step, time.time()
             metrics.say(f"sft step {step}/{total}  loss {loss:.4f}  {per_step * 1e3:.0f} ms/step")
-        if step % _CHECKPOINT_EVERY == 0 or step == total:
+        stopping = step < total and asked_to_stop()
+        if step % _CHECKPOINT_EVERY == 0 or step == total or stopping:
             checkpoints.save(step, state._asdict(), {"config": decisive})
+        if stopping:
+            metrics.say(f"stopped after step {step}; start again with the same command to go on")
+            return False
     model_files.save(workdir / c.output, model, tokens, state.policy, tools=tools.names(settings))
     metrics.say(f"wrote {workdir / c.output}")
+    return True
 
 
-def run(settings: settings_lib.Settings, workdir: str | os.PathLike) -> None:
-    """Trains `sft.model` into `sft.output` in the workdir, or goes on there."""
+def run(
+    settings: settings_lib.Settings, workdir: str | os.PathLike, *, asked_to_stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Trains `sft.model` into `sft.output` in the workdir, or goes on there. Returns whether it came to its end.
+
+    `asked_to_stop` is asked after each step, on all processes together.
+    """
     with (
         command.session(settings, workdir) as directory,
         metrics.booked(directory, "sft"),
         checkpoint.Checkpoints(place(settings, directory), keep=1) as checkpoints,
     ):
-        train(settings, directory, checkpoints)
+        return train(settings, directory, checkpoints, asked_to_stop)
 
 
 def main() -> None:
-    run(command.settings(), flags.FLAGS.workdir)
+    stopping = stop.StopSignal()
+    if not run(command.settings(), flags.FLAGS.workdir, asked_to_stop=stopping.agreed):
+        sys.exit(stopping.exit_status)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@ r"""Reinforcement learning: roll out, reward, learn, again.
 python -m searchr1_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 A run lives in its workdir and resumes from there by itself, exactly: killed at any moment and started again, it ends
-with the same numbers. Ctrl-C or SIGTERM ends it after the step in progress, with a checkpoint; a second Ctrl-C at once.
+with the same numbers. Ctrl-C ends it after the step in progress, with a checkpoint; a second Ctrl-C at once. SIGTERM
+ends it now: what was learned is saved, a rollout or a step of learning under way is done again.
 Settings that change what is learned may differ from those it began with only with --accept_changes.
 """
 
@@ -11,7 +12,6 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import pathlib
-import signal
 import sys
 import time
 from typing import Any
@@ -20,7 +20,7 @@ from absl import flags
 import jax
 import jax.numpy as jnp
 
-from searchr1_jax.core import parallel, settings as settings_lib, types
+from searchr1_jax.core import cluster, parallel, settings as settings_lib, types
 from searchr1_jax.data import stream as stream_lib
 from searchr1_jax.learning import guards, kl_control, step as learning, update
 from searchr1_jax.models import catalog, decoder, hf
@@ -36,6 +36,7 @@ from searchr1_jax.run import (
     parts,
     progress,
     run_directory,
+    stop,
     tools,
 )
 from searchr1_jax.text import rewards, tokenizer
@@ -60,6 +61,7 @@ def run(
         checkpoint.Checkpoints(directory / "checkpoints", keep=settings.checkpoint.keep) as checkpoints,
     ):
         changes = []
+        parallel.agree("the newest checkpoint", checkpoints.latest)
         if checkpoints.latest:
             changes = run_directory.check(settings, directory, accept_changes=accept_changes)
         experiment = build(settings, directory)
@@ -75,6 +77,7 @@ class Experiment:
     actor: parts.Actor
     decodings: dict[str, sampling.Decoding]  # of the rollout ("sampled") and of evaluations
     stream: stream_lib.QuestionStream
+    questions: dict[str, str]  # the hash of each data set that is learned from
     held_out: list[episodes.Task]
     reward: rewards.WeightedSum
     learner: update.Learner
@@ -92,11 +95,12 @@ def build(settings: settings_lib.Settings, workdir: pathlib.Path) -> Experiment:
     model, tokens = hf.read_config(model_path, settings.model.family), tokenizer.Tokenizer.load(model_path)
     sources = parts.questions(settings, "train", workdir)
     for source in sources:
-        parts.tasks(settings, source, tokens, samples=1)  # refuses questions too long
+        parts.check_prompts(settings, source, tokens)
     count = settings.evaluation.questions or None
     held_out = [q for source in parts.questions(settings, "validation", workdir) for q in list(source)[:count]]
-    actor = parts.actor(settings, parts.environment(settings, workdir), model, tokens)
     learner = update.Learner(model, settings)
+    environment = parts.environment(settings, workdir)
+    actor = parts.actor(settings, environment, model, tokens, beside=learner.resident_bytes(model))
     param_dtype = jnp.dtype(settings.model.param_dtype)
     reference = None
     if learner.has_reference:
@@ -114,6 +118,7 @@ def build(settings: settings_lib.Settings, workdir: pathlib.Path) -> Experiment:
         actor=actor,
         decodings=decodings,
         stream=stream_lib.QuestionStream(sources, seed=settings.seed, batch_questions=settings.rollout.questions),
+        questions={source.name: source.digest for source in sources},
         held_out=parts.tasks(settings, held_out, tokens, samples=1),
         reward=reward,
         learner=learner,
@@ -132,6 +137,7 @@ class Position:
     course: progress.Course
     stream: dict[str, Any]  # the position of the question stream
     owed: dict[str, float] | None  # figures of the last step that are not written, as its evaluation is still owed
+    learning: bool = False  # within a step of it, in which there is no whole state to save
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,8 +161,11 @@ def train(
 ) -> bool:
     """The whole run, or what is left of it. Returns whether it came to its end."""
     c, total = e.settings, e.settings.learner.steps
+    parallel.agree("the data", e.questions)
+    if checkpoints.latest:
+        run_directory.check_questions(e.questions, workdir)
     at = begin(e, checkpoints, changes)
-    run_directory.claim(c, workdir)  # only now: what could not start has claimed nothing
+    run_directory.claim(c, workdir, e.questions)  # only now: what could not start has claimed nothing
     run_directory.record(workdir, changes, at.step)
     if parallel.is_first():
         e.tokens.save(workdir / run_directory.TOKENIZER)
@@ -176,7 +185,8 @@ def train(
                 curves.learning_curve(workdir)
             at.owed, every = None, c.checkpoint.every
             stopping = asked_to_stop()
-            if at.step and (stopping or at.step == total or every and at.step % every == 0):
+            due = stopping or at.step == total or every and at.step % every == 0
+            if at.step and (due or checkpoints.older_than(60 * c.checkpoint.minutes)):
                 save(e, at, checkpoints)
             return stopping
 
@@ -191,11 +201,13 @@ def train(
                         writer.rewind(at.step)
                         row = at.owed
                 stopping = row is not None and finish(row)
-        except acting.FAILURES:
-            if at.step and at.step not in checkpoints.steps:
+        except (*acting.FAILURES, cluster.Stopped) as error:
+            if at.step and not at.learning and at.step not in checkpoints.steps:
                 save(e, at, checkpoints)
                 metrics.say(f"saved step {at.step}; start again with the same command to go on from there")
-            raise
+            if not isinstance(error, cluster.Stopped):
+                raise
+            asked_to_stop()  # so that all know the status
     curves.learning_curve(workdir)
     if at.step < total:
         metrics.say(f"stopped after step {at.step}; start again with the same command to go on")
@@ -288,6 +300,7 @@ def act(e: Experiment, at: Position, workdir: pathlib.Path) -> Experience:
         step=step,
         what=f"rollout {step + 1}",
     )
+    e.actor.engine.release()  # learning takes its place in memory
     if answered.failure is not None:
         path = workdir / "trajectories" / f"interrupted-step{step + 1:06d}.jsonl"
         evaluation.keep_interrupted(path, answered.trajectories, [r and r.reward for r in answered.rewards])
@@ -306,6 +319,7 @@ def act(e: Experiment, at: Position, workdir: pathlib.Path) -> Experience:
 def learn(e: Experiment, at: Position, x: Experience, workdir: pathlib.Path) -> dict[str, float]:
     """Learns from what a rollout made: moves to the next step, and returns the figures of this one."""
     c, course, began = e.settings, at.course, time.time()
+    at.learning = True
     at.state, row = learning.learn(
         e.learner,
         at.state,
@@ -317,6 +331,7 @@ def learn(e: Experiment, at: Position, x: Experience, workdir: pathlib.Path) -> 
         rate_scale=course.rate_scale,
         failed=workdir / "failed",
     )
+    at.learning = False
     row |= x.statistics | evaluation.describe(x.trajectories, x.rewards)
     row |= {
         "kl_coefficient": course.kl_coefficient,
@@ -355,6 +370,7 @@ def evaluate(e: Experiment, at: Position, workdir: pathlib.Path) -> dict[str, fl
         )
         results.save(workdir / "eval" / f"validation-{name}-step{at.step:06d}.json")
         values |= {f"eval/{name}/{key}": number for key, number in results.scalars().items()}
+    e.actor.engine.release()
     return values
 
 
@@ -369,35 +385,15 @@ def _line(values: dict[str, float]) -> str:
     return "  ".join(told)
 
 
-class _StopSignal:
-    """Turns the first SIGINT or SIGTERM into a request to stop after the step in progress."""
-
-    def __init__(self):
-        self._asked, self.exit_status = 0, 0  # of this process, at any moment; of all, when they have agreed
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request)
-
-    def _request(self, number, frame):
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = 128 + number
-        metrics.say("stopping after this step; once more to stop at once")
-
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop; all ask together."""
-        self.exit_status = max(parallel.gather(self._asked))
-        return self.exit_status != 0
-
-
 def define() -> None:
     command.define_settings()
     flags.DEFINE_bool("accept_changes", False, "go on with settings that change what is learned; they are recorded")
 
 
 def main() -> None:
-    stop, given = _StopSignal(), flags.FLAGS
-    if not run(command.settings(), given.workdir, accept_changes=given.accept_changes, asked_to_stop=stop.agreed):
-        sys.exit(stop.exit_status)
+    stopping, given = stop.StopSignal(), flags.FLAGS
+    if not run(command.settings(), given.workdir, accept_changes=given.accept_changes, asked_to_stop=stopping.agreed):
+        sys.exit(stopping.exit_status)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,8 @@ def test_the_card_tells_base_algorithm_step_and_config(exported):
 
 def test_the_card_holds_the_figures_of_evaluations_but_not_those_made_while_training(exported, workdir):
     results = evaluation.Results(
-        split="test", decoding="greedy", n=64, em=0.40625, f1=0.5, searches=1.25, calls={}, response_tokens=90.0,
+        split="test", decoding="greedy", n=64, em=0.40625, em_over_sets=0.40625, f1=0.5, searches=1.25, calls={},
+        response_tokens=90.0,
         em_by_hops={"1": 0.40625}, em_by_source={"": 0.40625}, stop_reasons={"answer": 64},
     )  # fmt: skip
     results.save(workdir / "eval" / "final-greedy.json")
@@ -175,6 +176,7 @@ def test_the_card_of_grpo_says_so_and_there_is_no_value_model_to_write(exported,
     assert "trained by GRPO for 6 steps" in (exported(settings=grpo) / "README.md").read_text()
     extra = workdir / "checkpoints" / "6" / "extra" / "metadata"
     extra.write_text(json.dumps(json.loads(extra.read_text()) | {"has_value_model": False}))
+    (extra.parents[1] / "manifest.json").unlink()
     with pytest.raises(ValueError, match="checkpoints/6 has no value model; leave out --value"):
         exported(settings=grpo, value=True, output=tmp_path / "other")
 

@@ -19,8 +19,9 @@ import miniature
 import numpy as np
 import pytest
 
-from searchr1_jax import ask, evaluate, export
-from searchr1_jax.learning import guards, step as learning
+from searchr1_jax import ask, evaluate, export, train
+from searchr1_jax.core import cluster
+from searchr1_jax.learning import guards, minibatches, step as learning
 from searchr1_jax.rollout import environment
 from searchr1_jax.run import curves, parts as run_parts, run_directory
 
@@ -139,6 +140,77 @@ def test_an_error_right_after_a_save_leaves_that_checkpoint_complete(parts, undi
     _assert_same_run(workdir, undisturbed)
 
 
+# A machine that is taken away.
+
+
+@pytest.fixture
+def watch(monkeypatch):
+    """What this process knows of being asked to stop."""
+    monkeypatch.setattr(cluster, "_watch", watch := cluster._Watch())
+    return watch
+
+
+def _told_to_end(monkeypatch, where, name, number):
+    """Before the call of this number, SIGTERM comes."""
+    asked, call = itertools.count(1), getattr(where, name)
+
+    def told(*args, **kwargs):
+        if next(asked) == number:
+            cluster.ask_to_stop(cluster.URGENT)
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(where, name, told)
+
+
+def test_a_rollout_that_must_end_now_is_dropped_and_what_was_learned_is_saved(
+    parts, undisturbed, workdir, monkeypatch, watch
+):
+    with monkeypatch.context() as patches:
+        _told_to_end(patches, train, "act", 3)
+        assert not parts.train(workdir)
+    assert miniature.saved_steps(workdir) == [2]
+    assert miniature.rows(workdir) == miniature.rows(undisturbed.workdir)[:3]
+    assert not list((workdir / "trajectories").glob("interrupted-*"))
+    watch.status = 0
+    assert parts.train(workdir)
+    _assert_same_run(workdir, undisturbed)
+
+
+def test_an_evaluation_that_must_end_now_is_owed(parts, undisturbed, workdir, monkeypatch, watch):
+    with monkeypatch.context() as patches:
+        _told_to_end(patches, train, "evaluate", 2)
+        assert not parts.train(workdir)
+    assert miniature.saved_steps(workdir) == [2] and len(miniature.rows(workdir)) == 2
+    watch.status = 0
+    assert parts.train(workdir)
+    _assert_same_run(workdir, undisturbed)
+
+
+def test_a_step_of_learning_that_must_end_now_is_left_unsaved(parts, undisturbed, workdir, monkeypatch, watch):
+    with monkeypatch.context() as patches:
+        _told_to_end(patches, minibatches, "make", 3)
+        assert not parts.train(workdir, **{"checkpoint.every": 1})
+    assert miniature.saved_steps(workdir) == [1, 2]
+    watch.status = 0
+    assert parts.train(workdir)
+    _assert_same_run(workdir, undisturbed)
+
+
+def test_while_it_learns_the_actor_holds_nothing(parts, workdir, monkeypatch):
+    held, learn, engine = [], learning.learn, parts.experiment.actor.engine
+    noted = lambda *args, **kwargs: held.append((engine._params, engine._state)) or learn(*args, **kwargs)
+    monkeypatch.setattr(learning, "learn", noted)
+    assert not parts.train(workdir, stop_at=1)
+    assert held == [(None, None)]
+
+
+def test_checkpoints_come_by_time_too(parts, undisturbed, workdir):
+    assert not parts.train(workdir, stop_at=3, **{"checkpoint.minutes": 1e-9})
+    assert miniature.saved_steps(workdir) == [2, 3]
+    assert parts.train(workdir)
+    _assert_same_run(workdir, undisturbed)
+
+
 def test_samples_of_a_question_asked_twice_in_a_step_differ(undisturbed):
     for step in (1, 2, 3, 4):  # of four questions each, out of three
         rows = miniature.trajectories(undisturbed.workdir, f"step{step:06d}.jsonl")
@@ -247,12 +319,20 @@ def acting(parts):
 
 
 @pytest.mark.parametrize(
-    "names", [(), ("test.jsonl", "test.jsonl"), ("test.jsonl", "./test.jsonl"), ("test.jsonl", "test.json")], ids=str
+    "names",
+    [
+        (),
+        ("test.jsonl", "test.jsonl"),
+        ("test.jsonl", "a/test.jsonl"),
+        ("nq=a.jsonl", "nq=b.jsonl"),
+        ("a=b.json", "a.x"),
+    ],
+    ids=str,
 )
 def test_question_files_are_named_and_each_once(parts, names):
     with pytest.raises(ValueError) as refusal:
         run_parts.questions(miniature.settings(**{"data.test": names}), "test", parts.workdir)
-    assert str(refusal.value).startswith(f"data.test is {names}; name at least one file, and each once")
+    assert str(refusal.value).startswith(f"data.test is {names}; give at least one file")
 
 
 def test_an_evaluation_keeps_files_apart_and_tells_how_acting_differs_from_training(
@@ -263,7 +343,7 @@ def test_an_evaluation_keeps_files_apart_and_tells_how_acting_differs_from_train
         (workdir / folder).mkdir()
         shutil.copy(workdir / "test.jsonl", workdir / folder)
     changes = {"rollout.max_turns": 1, "retriever.dimensions": 16, "learner.steps": 9, "evaluation.every": 1}
-    files = {"data.test": ("nq/test.jsonl", "hotpot/test.jsonl")}
+    files = {"data.test": ("nq=nq/test.jsonl", "hotpot=hotpot/test.jsonl")}
     evaluate.run(miniature.settings(**changes | files), workdir)
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
     assert notes == [
@@ -275,9 +355,9 @@ def test_an_evaluation_keeps_files_apart_and_tells_how_acting_differs_from_train
     results = json.loads((workdir / "eval" / "final-greedy.json").read_text())
     rows = list(map(json.loads, (workdir / "eval" / "final-greedy.jsonl").read_text().splitlines()))
     own = [json.loads(line)["id"] for line in (workdir / "test.jsonl").read_text().splitlines()]
-    assert {row["id"] for row in rows} == {f"{folder}/test/{i}" for folder in ("nq", "hotpot") for i in own}
+    assert {row["id"] for row in rows} == {f"{folder}/{i}" for folder in ("nq", "hotpot") for i in own}
     assert len(rows) == results["n"] == 2 * len(own)
-    assert list(results["em_by_source"]) == ["hotpot/test", "nq/test"]
+    assert list(results["em_by_source"]) == ["hotpot", "nq"]
 
 
 # Export.

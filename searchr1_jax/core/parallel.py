@@ -20,8 +20,11 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from searchr1_jax.core import cluster
+
 AXES = ("data", "fsdp", "tensor")
 HOST_MEMORY = "pinned_host"
+_EXCHANGED = 1 << 26  # bytes of all processes that a device holds at once while they exchange something
 
 Device = Any  # jax.Device, which type checkers take for a variable
 
@@ -212,21 +215,42 @@ def mine(items: Sequence[Any]) -> Sequence[Any]:
     return items[jax.process_index() :: jax.process_count()]
 
 
+def agree(what: str, value: Any) -> None:
+    """Raises ValueError, on all processes, where one has another value than the first, and names it."""
+    found = gather((cluster.name(), value))
+    if others := [name for name, theirs in found if theirs != found[0][1]]:
+        raise ValueError(f"{what} is not the same on {', '.join(others)} as on {found[0][0]}; start all of them alike")
+
+
 def gather(value: Any) -> list[Any]:
     """Every process's value, in the order of processes, on every process; anything that can be pickled."""
+    cluster.advance()
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.int64(len(data)))
-    padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)  # few sizes: each is a program of its own
-    padded[: len(data)] = data
-    rows = multihost_utils.process_allgather(padded)
+    # In rounds, so that no device ever holds more than _EXCHANGED; few sizes, as each is a program of its own.
+    most = max(1, _EXCHANGED // jax.process_count())
+    length = min(most, 1 << int(sizes.max()).bit_length())
+    rounds = []
+    for begin in range(0, int(sizes.max()), length):
+        part = data[begin : begin + length]
+        rounds.append(multihost_utils.process_allgather(np.pad(part, (0, length - len(part)))))
+    rows = np.concatenate(rounds, axis=1)
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def sum_over(logical: str, x: jax.Array) -> jax.Array:
     """The sum over the shards of a logical axis, on each of them, inside a `shard_map`."""
     return jax.lax.psum(x, LOGICAL_AXES[logical])
+
+
+def vary_over(logical: str, x: jax.Array) -> jax.Array:
+    """The same value, told to differ between the shards of a logical axis; inside a `shard_map`.
+
+    Its gradient is then the sum over the shards.
+    """
+    return jax.lax.pcast(x, LOGICAL_AXES[logical], to="varying")
 
 
 def shard_index(logical: str) -> jax.Array:

@@ -57,7 +57,9 @@ def section(**rules: Any) -> Callable[[_Section], _Section]:
 class Data:
     """Relative paths are looked up in the workdir first, then in the current directory."""
 
-    train: tuple[str, ...] = key(("train.jsonl",))  # question files: id, question, golden_answers
+    # Question files (id, question, golden_answers a line), "name=path" each; the name, without one the file's own,
+    # stands before the ids.
+    train: tuple[str, ...] = key(("train.jsonl",))
     validation: tuple[str, ...] = key(("validation.jsonl",), resume=FREE)
     test: tuple[str, ...] = key(("test.jsonl",), resume=FREE)
     corpus: str = key("corpus.jsonl")  # id, contents: the title, a line break, the text
@@ -70,7 +72,9 @@ class Model:
     # "package.module:NAME" of a family of one's own (docs/models.md); empty: a row of models.catalog.FAMILIES, by the
     # model_type of config.json.
     family: str = key("", base=True)
-    param_dtype: str = key("float32", choices=DTYPES, base=True)  # of the learner's weights and optimizer moments
+    param_dtype: str = key(
+        "float32", choices=DTYPES, base=True
+    )  # of the weights; what is learned is float32, its moments too
     compute_dtype: str = key("float32", choices=DTYPES, resume=ACCEPTED, base=True)  # of the learner's arithmetic
     reference_dtype: str = key("float32", choices=DTYPES, resume=ACCEPTED)  # of the reference's weights
     # Of the rollout's copy of the weights, its arithmetic and its KV caches.
@@ -100,6 +104,11 @@ class Protocol:
         " Beijing </answer>. Question: {question}\n",
         holds=("question",),
     )
+    system: str = ""  # the system's message, of models with a chat template; empty: what the template puts there
+    # Other arguments of the chat template, "name=value" with JSON or a text, e.g. "enable_thinking=false", and the day
+    # that it takes for today, so that prompts do not change with the calendar.
+    template_arguments: tuple[str, ...] = key(())
+    template_date: str = "2024-07-26"
     correction: str = key(  # after a turn without a valid action
         "\nMy previous action is invalid. If I want to search, I should put the query between <search> and </search>."
         " If I want to give the final answer, I should put the answer between <answer> and </answer>. Let me try"
@@ -242,7 +251,17 @@ class Evaluation:
 @section(resume=FREE)
 class Checkpoint:
     every: int = key(50, least=0)  # steps; 0: at the end only
+    minutes: float = key(15.0, above=0)  # and as soon as a step ends after so many without one
     keep: int = key(2, least=1)  # newest checkpoints
+
+
+@section(resume=FREE)
+class Cluster:
+    """Of several processes; nothing here concerns one that runs alone."""
+
+    start_s: int = key(600, least=1)  # how long the first to come waits for the last
+    heartbeat_s: int = key(60, least=10)  # after which a process that died, or a host that is gone, ends the others
+    stalled_s: float = key(1800.0, above=0)  # after which one that does nothing ends all; compiling may take minutes
 
 
 @section(resume=FREE)
@@ -311,6 +330,7 @@ class Settings:
     value: Optimizer = Optimizer(learning_rate=1e-5, warmup_steps=8)
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
+    cluster: Cluster = Cluster()
     log: Log = Log()
     world: World = World()
     sft: Sft = Sft()

@@ -64,6 +64,7 @@ class Trajectory:
     stop_reason: str  # "answered", "turn_limit" (of calls), "no_action" or "length"
     answer: str | None
     tools: tuple[str, ...] = ()  # names of those that it could call
+    thinking: bool = False  # whether the prompt ends in <think>, as some chat templates do
     eos_dropped: int = 0  # turns that the policy ended with an end-of-sequence token
     passages_cut: int = 0  # replies whose body was cut to its budget or to the context
 

@@ -79,7 +79,9 @@ def to_trajectory(
             answer=row.get("answer"),
         )
     pieces = tokenizer.token_bytes()
-    prompt = tokenizer.encode_prompt(row.get("prompt") or text_protocol.render_prompt(protocol, row["question"]))
+    prompt = tokenizer.encode_prompt(
+        row.get("prompt") or text_protocol.render_prompt(protocol, row["question"]), protocol
+    )
     tokens, sampled, weights = list(prompt), [False] * len(prompt), [0.0] * len(prompt)
     turns: list[types.Turn] = []
     for segment in row["segments"]:

@@ -55,19 +55,18 @@ class SearchQA(tfds.core.GeneratorBasedBuilder):
 class Questions(Sequence):
     """The questions of a prepared file, each read from disk when it is asked for; indices are from 0."""
 
-    def __init__(self, records: Sequence[Mapping], name: str):
-        self._records = records
-        self._name = name
+    def __init__(self, records: Sequence[Mapping], name: str, digest: str):
+        self._records, self.name, self.digest = records, name, digest
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> types.QAExample:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self._name} has {len(self)} questions and none at {index}")
+            raise IndexError(f"{self.name} has {len(self)} questions and none at {index}")
         record = self._records[index]  # texts are bytes
         return types.QAExample(
-            id=f"{self._name}/{record['id'].decode()}",
+            id=f"{self.name}/{record['id'].decode()}",
             question=record["question"].decode(),
             golden_answers=tuple(answer.decode() for answer in record["golden_answers"]),
             hops=int(record["hops"]),
@@ -90,7 +89,7 @@ def load(file: str | os.PathLike, *, name: str, cache_dir: str | os.PathLike) ->
     if not prepared.exists():
         _prepare(file, prepared)
     records = tfds.builder_from_directory(str(prepared)).as_data_source("train")  # pyright: ignore[reportCallIssue]
-    return Questions(records, name)
+    return Questions(records, name, digest)
 
 
 def _prepare(file: pathlib.Path, prepared: pathlib.Path) -> None:

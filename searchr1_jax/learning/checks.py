@@ -11,9 +11,23 @@ Settings = settings_lib.Settings
 
 def check(settings: Settings) -> None:
     """Raises ValueError for the first thing that cannot work, with the values and the remedy."""
+    _check_dtypes(settings)
     _check_sizes(settings)
     _check_kl(settings)
     _check_effects(settings)
+
+
+def _check_dtypes(s: Settings) -> None:
+    if s.model.param_dtype != "float32":
+        raise ValueError(
+            f"model.param_dtype is {s.model.param_dtype}, in which the steps of a small learning rate are rounded away:"
+            " learned weights are kept in float32 (model.compute_dtype and actor_dtype may be bfloat16)"
+        )
+    if s.model.compute_dtype == "float16":
+        raise ValueError(
+            "model.compute_dtype is float16, whose gradients underflow and overflow without loss scaling; use bfloat16"
+            " or float32"
+        )
 
 
 def _check_sizes(s: Settings) -> None:

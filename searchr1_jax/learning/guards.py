@@ -25,6 +25,7 @@ def exceeded(values: dict[str, float], guard: settings.Guard) -> list[str]:
         for name, (key, limit) in upper.items()
         if limit and values.get(name, 0.0) > limit
     ]
+    found += [f"{name} is {values[name]}" for name in (*upper, "sampler_gap/max") if math.isnan(values.get(name, 0.0))]
     entropy = values.get("policy/entropy", math.inf)
     if entropy < guard.entropy_low:
         found.append(f"policy/entropy of {entropy:.4g} is below guard.entropy_low of {guard.entropy_low:g}")

@@ -37,8 +37,8 @@ def ppo_clip(written: Written, algorithm: settings.Algorithm):
     and, with a dual clip c > 1 (0: none), at most −c A where A < 0 (Ye et al., 2020): a bad token that got much
     likelier counts no more than that. ε_high > ε_low is DAPO's "clip-higher" (Yu et al., 2025).
 
-    Returns: the loss and bool "clipped", each [B, T]. Where it is clipped the gradient is exactly 0, also where ρ
-      overflows.
+    Returns: the loss and bool "clipped", each [B, T]. Where it is clipped the gradient is exactly 0. log ρ is clamped
+      to ±20, so that both are finite whatever the log-probs.
     """
     return _clip(written.logp - written.old_logp, written.advantage, algorithm, dual_clip=algorithm.dual_clip)
 
@@ -60,6 +60,7 @@ def gspo_clip(written: Written, algorithm: settings.Algorithm):
 
 def _clip(log_ratio, advantage, algorithm: settings.Algorithm, *, dual_clip: float):
     """The clipped surrogate of any ratio."""
+    log_ratio = jnp.clip(log_ratio, -20, 20)
     ratio = jnp.exp(jax.lax.stop_gradient(log_ratio))
     constant = jnp.clip(ratio, 1 - algorithm.clip_low, 1 + algorithm.clip_high) * advantage
     clipped = constant < ratio * advantage

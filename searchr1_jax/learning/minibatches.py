@@ -24,15 +24,21 @@ class MiniBatches(NamedTuple):
 
 
 def make(
-    trajectories: Sequence[types.Trajectory], rewards: Sequence[types.Worth], settings: settings_lib.Settings
+    trajectories: Sequence[types.Trajectory],
+    rewards: Sequence[types.Worth],
+    settings: settings_lib.Settings,
+    step: int = 0,
 ) -> MiniBatches:
-    """The mini-batches of sorted trajectories, in which the samples of a question are neighbours."""
+    """The mini-batches of sorted trajectories, in which the samples of a question are neighbours.
+
+    The step, which counts rollouts from 0, and the seed decide which questions come together.
+    """
     c, algorithm = settings.learner, settings.algorithm
     estimator = advantages.find(algorithm.advantage)
     by_turn = estimator.of_turns is not None
     reward_QGK, rewarded_QGK = _in_groups(trajectories, rewards, settings.rollout.samples, turns=by_turn)
     varied_Q = advantages.has_variance(reward_QGK, rewarded_QGK)
-    parts, most = _cut(varied_Q, settings)
+    parts, most = _cut(varied_Q, settings, step)
     longest = max((len(trajectories[i].tokens) for part in parts for i in part), default=0)
     row_tokens = next((n for n in c.row_tokens if n >= longest), c.row_tokens[-1])
     batches = [_pack([(trajectories[i], rewards[i]) for i in part], settings, most, row_tokens) for part in parts]
@@ -68,17 +74,19 @@ def _in_groups(trajectories, rewards, samples: int, *, turns: bool) -> tuple[np.
     return reward_NK.reshape(shape), rewarded_NK.reshape(shape)
 
 
-def _cut(varied_Q: np.ndarray, settings: settings_lib.Settings) -> tuple[list[list[int]], int]:
+def _cut(varied_Q: np.ndarray, settings: settings_lib.Settings, step: int) -> tuple[list[list[int]], int]:
     """Indices of the trajectories of each mini-batch, and how many one has at most, so that shapes are constant.
 
-    Mini-batches are slices of the groups in the order in which these come.
+    Mini-batches are slices of the groups in a random order: as they come, sorted by id, the questions of a data set
+    are neighbours, and an update would see one set alone.
     """
     groups_QG = np.arange(len(varied_Q) * settings.rollout.samples).reshape(len(varied_Q), -1)
-    kept = groups_QG[varied_Q] if settings.algorithm.drop_equal_groups else groups_QG
+    order = np.random.default_rng((settings.seed, step)).permutation(len(groups_QG))
+    kept = groups_QG[order[varied_Q[order]]] if settings.algorithm.drop_equal_groups else groups_QG[order]
     if settings.learner.minibatch_by == "trajectories":
         groups_QG, kept = groups_QG.reshape(-1, 1), kept.reshape(-1, 1)
     updates = settings.learner.updates_per_rollout
-    parts = [part.reshape(-1).tolist() for part in np.array_split(kept, updates)]
+    parts = [sorted(part.reshape(-1).tolist()) for part in np.array_split(kept, updates)]
     return parts, -(-len(groups_QG) // updates) * groups_QG.shape[1]
 
 

@@ -10,7 +10,7 @@ from typing import Sequence
 import jax
 import numpy as np
 
-from searchr1_jax.core import parallel, types
+from searchr1_jax.core import cluster, parallel, types
 from searchr1_jax.learning import guards, minibatches, update
 from searchr1_jax.models import decoder
 
@@ -33,9 +33,11 @@ def learn(
       reference: as `learner.keep` returned it; None where the learner has none.
       step: counts rollouts from 0.
       failed: directory for the batch of an update that came to something not finite.
+    Raises:
+      Stopped: after a mini-batch, on all processes, where one was told to end now; the state is lost.
     """
     guards.check_rewards(trajectories, rewards)
-    made = minibatches.make(trajectories, rewards, learner.settings)
+    made = minibatches.make(trajectories, rewards, learner.settings, step)
     on_mesh = lambda trees: [parallel.to_mesh(tree, None, "batch", None) for tree in trees]
     batches = on_mesh(made.batches)
     scores = [learner.score(state, reference, batch) for batch in batches]
@@ -46,7 +48,9 @@ def learn(
     for batch, score, target, learned in zip(batches, scores, targets, made.learned, strict=True):
         if learned:
             state, values = learner.update(state, batch, score, target, step, **scalars)
-            collected.append(values)
+            collected.append(jax.block_until_ready(values))
+            if max(parallel.gather(cluster.asked_to_stop())) == cluster.URGENT:
+                raise cluster.Stopped
     statistics, collected = jax.device_get((statistics, collected))
     done = [(batch, learned) for batch, learned in zip(made.batches, made.learned, strict=True) if learned]
     for values, (batch, learned) in zip(collected, done, strict=True):

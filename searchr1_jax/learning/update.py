@@ -78,6 +78,15 @@ class Learner:
         """Programs compiled so far; constant after the first step."""
         return parallel.compiled(self._score, self._estimate, self._update)
 
+    def resident_bytes(self, model: model_config.ModelConfig) -> int:
+        """Of each device, what stays there between updates: weights, the optimizers' moments, the reference."""
+        waits = self.settings.learner.offload
+        of = lambda kind, dtype: parallel.device_bytes(decoder.abstract(kind, model, jnp.dtype(dtype))[1])
+        kinds = (decoder.Policy, decoder.Value) if self.has_value_model else (decoder.Policy,)
+        learned = (1 if "optimizer" in waits else 3) * sum(of(kind, self.settings.model.param_dtype) for kind in kinds)
+        kept = self.has_reference and "reference" not in waits
+        return learned + (of(decoder.Policy, self.settings.model.reference_dtype) if kept else 0)
+
     def init(self, policy: decoder.Params, value: decoder.Params | None) -> TrainState:
         """A state around these weights, with fresh optimizers; `value` is None without a value model.
 
@@ -179,7 +188,7 @@ class Learner:
             reference_logp = stack("reference_logp", scores)
             statistics["kl_to_reference"] = mean(losses.kl_k1(logp, reference_logp))
             if a.kl_in == "reward":
-                reward = reward - kl_coefficient * self._kl(logp, reference_logp)
+                reward = reward - kl_coefficient * jnp.where(mask, self._kl(logp, reference_logp), 0.0)
         returns = jnp.zeros_like(reward)
         if (of_tokens := self._advantage.of_tokens) is None:
             advantage = jnp.stack(group_advantages)

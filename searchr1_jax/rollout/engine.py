@@ -9,6 +9,7 @@ dispatched, but for `load` and `read`.
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,8 @@ class Row:
 class Engine:
     """State and programs on this process's part of the mesh of all actors, `hosts`. Weights come with `load`.
 
-    ValueError where slots or rows do not divide over the mesh, or the model and the caches do not fit its devices.
+    ValueError where slots or rows do not divide over the mesh, or the model and the caches do not fit its devices with
+    the bytes that lie on each `beside` them, the learner's.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class Engine:
         eos_ids: frozenset[int],
         max_turn_tokens: int,
         dtype: jnp.dtype,
+        beside: int = 0,
     ):
-        self.shapes = shapes
+        self.shapes, self.dtype = shapes, dtype
         self.mesh = parallel.host_mesh(hosts, jax.process_index())
         self._hand_over = hand_over.HandOver(config, hosts=hosts, actor=self.mesh, dtype=dtype)
         weights = parallel.device_bytes(self._hand_over.params)
@@ -56,25 +59,31 @@ class Engine:
             self._programs = programs.Programs(config, shapes, stops, max_turn_tokens=max_turn_tokens, dtype=dtype)
             state = parallel.device_bytes(self._programs.abstract_state())
             what = f"{config.family.name} {config.width}x{config.layers} in {jnp.dtype(dtype).name}"
-            check_memory(weights, state, parallel.device_memory(self.mesh), what=what)
+            check_memory(weights, state, parallel.device_memory(self.mesh), beside=beside, what=what)
             self._stops = self._programs.stops(eos_ids)
         self.shards, self.rows_per_shard = self._programs.shards, self._programs.rows_per_shard
-        self._params = None
+        self._params: Any = None
+        self._state: Any = None
         self.hand_over_bytes = weights * self.mesh.devices.size  # of this host
         self.hand_over_s = 0.0  # of the last one
-        self.reset()
 
     def reset(self) -> None:
         """Empties all slots."""
+        self._state = None  # the new one takes its place in memory
         with jax.set_mesh(self.mesh):
             self._state = self._programs.empty_state()
 
     def load(self, params: decoder.Params) -> None:
-        """Takes a policy's weights over; all processes together, under the learner's mesh."""
+        """Takes a policy's weights over; all processes together, under the learner's mesh. All slots are empty then."""
         began = time.perf_counter()
-        self._params = None  # the new ones take their place in memory
+        self.release()
         self._params = jax.block_until_ready(self._hand_over(params))
         self.hand_over_s = time.perf_counter() - began
+        self.reset()
+
+    def release(self) -> None:
+        """Lets weights and caches go, so that learning has their memory."""
+        self._params = self._state = None
 
     @property
     def compiled(self) -> int:
@@ -124,11 +133,13 @@ class Engine:
         return parallel.to_host(written)
 
 
-def check_memory(weights: int, state: int, memory: int | None, *, what: str) -> None:
+def check_memory(weights: int, state: int, memory: int | None, *, beside: int = 0, what: str) -> None:
     """Refuses an actor that a device cannot hold; bytes of one device, `memory` None where it does not tell."""
-    if memory is not None and weights + state > memory:
+    if memory is not None and weights + state + beside > memory:
+        learner = f" beside {beside / 1e9:.2f} GB of the learner" if beside else ""
         raise ValueError(
             f"acting with {what} takes {weights / 1e9:.2f} GB of weights and {state / 1e9:.2f} GB of KV caches on each"
-            f" device, which has {memory / 1e9:.2f} GB; raise mesh.actor_tensor, choose a smaller model.actor_dtype, or"
-            " lower rollout.slots or rollout.context_tokens"
+            f" device{learner}, which has {memory / 1e9:.2f} GB; raise mesh.actor_tensor, choose a smaller"
+            " model.actor_dtype, lower rollout.slots or rollout.context_tokens"
+            + (", or name more in learner.offload" if beside else "")
         )

@@ -17,9 +17,13 @@ import zlib
 
 import numpy as np
 
-from searchr1_jax.core import settings, types
+from searchr1_jax.core import cluster, settings, types
 from searchr1_jax.rollout import engine as engine_lib, environment as environment_lib, programs, sampling
 from searchr1_jax.text import protocol as text_protocol, tokenizer as tokenizer_lib, transcript
+
+
+class SamplerError(FloatingPointError):
+    """A policy whose log-probs are not finite; says for which question, and in which dtype."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ def make_tasks(
     tasks: list[Task] = []
     asked = collections.Counter()
     for example in examples:
-        prompt = tuple(tokenizer.encode_prompt(text_protocol.render_prompt(templates, example.question)))
+        prompt = tuple(tokenizer.encode_prompt(text_protocol.render_prompt(templates, example.question), templates))
         if len(prompt) > room:
             raise ValueError(
                 f"the prompt of question {example.id!r} has {len(prompt)} tokens, but only {room} leave room for a turn"
@@ -122,6 +126,8 @@ class Run:
         waiting = collections.deque((task, 0) for task in tasks)  # a task and the first sample to admit
         in_flight: collections.deque = collections.deque()
         while waiting or self.active:
+            cluster.advance()
+            cluster.leave_if_urgent()
             self.admit(waiting)
             self.extend()
             decoding = [(e, len(e.turns)) for e in self.active.values() if e.decoding]
@@ -197,6 +203,12 @@ class Run:
             if len(episode.turns) != turn:
                 continue  # the turn ended in the call before, which had not been read when this one left
             slot = episode.slot
+            if decoded.status[slot] == programs.NOT_FINITE:
+                raise SamplerError(
+                    f"the policy's log-probs for question {episode.task.example.id!r} are not finite at token"
+                    f" {len(episode.tokens)}; model.actor_dtype is {np.dtype(self.engine.dtype).name}: choose one of a"
+                    " wider range, or look for weights that are not finite"
+                )
             count = int(decoded.count[slot])
             episode.add(decoded.tokens[slot, :count].tolist(), decoded.logp[slot, :count].tolist())
             if decoded.status[slot] != programs.RUNNING:
@@ -269,6 +281,7 @@ class Run:
             sampled=np.array(episode.sampled, bool),
             behaviour_logp=np.array(episode.logp, np.float32),
             prompt_tokens=len(episode.task.prompt),
+            thinking=self.tokenizer.decode(episode.task.prompt[-8:]).rstrip().endswith("<think>"),
             turns=tuple(episode.turns),
             stop_reason=reason,
             answer=episode.turns[-1].content if reason == "answered" else None,
@@ -295,7 +308,7 @@ class Rollout:
     ) -> Iterator[types.Trajectory]:
         """Yields each trajectory as it finishes, `samples` a task; the order is not to be relied on.
 
-        ToolError when a tool failed for good; the trajectories yielded so far are whole.
+        ToolError when a tool failed for good, SamplerError when the policy did; what was yielded before is whole.
         """
         run = self.schedule(self.engine, self.environment, self.tokenizer, self.limits, decoding, (seed, step))
         self.counts = run.counts

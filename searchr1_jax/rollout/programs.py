@@ -23,7 +23,7 @@ from searchr1_jax.rollout import kv_cache, sampling
 from searchr1_jax.text import stop_table
 
 # Why a slot is not decoding.
-RUNNING, IDLE, TAG, EOS, TURN_FULL, CONTEXT_FULL = range(6)
+RUNNING, IDLE, TAG, EOS, TURN_FULL, CONTEXT_FULL, NOT_FINITE = range(7)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,8 @@ class Programs:
         self._stops, self._max_turn_tokens = stops, max_turn_tokens
         self.extend = jax.jit(self._extend, donate_argnums=0)
         self.decode = jax.jit(self._decode, donate_argnums=0)
+        empty = functools.partial(self._empty, state := self.abstract_state())
+        self.empty_state = jax.jit(empty, out_shardings=jax.tree.map(lambda x: x.sharding, state))
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state."""
@@ -129,12 +131,10 @@ class Programs:
         ints = vector(slots)
         return State(cache, ints, ints, ints, ints, ints, vector(slots, 2, dtype=jnp.uint32))
 
-    def empty_state(self) -> State:
-        """A state all of whose slots are idle."""
-        abstract = self.abstract_state()
-        zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-        idle = lambda state: state._replace(status=jnp.full_like(state.status, IDLE))
-        return jax.jit(lambda: idle(zeros()), out_shardings=jax.tree.map(lambda x: x.sharding, abstract))()
+    def _empty(self, abstract: State) -> State:
+        """All of its slots are idle."""
+        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+        return state._replace(status=jnp.full_like(state.status, IDLE))
 
     def stops(self, eos_ids: frozenset[int]) -> Stops:
         eos = np.zeros(self.config.vocab_size, bool)
@@ -202,13 +202,15 @@ class Programs:
             token, logp = sampling.sample(logits_SV, state.key, state.length + 1, temperature, top_k, top_p)
 
             ended = stops.eos.at[token].get(out_sharding=vector)
-            writes = running & ~ended  # an end-of-sequence token ends the turn and is dropped
+            broken = ~jnp.isfinite(logp)  # NaN: no token was sampled
+            writes = running & ~ended & ~broken  # an end-of-sequence token ends the turn and is dropped
             automaton = stops.table.at[state.automaton, token].get(out_sharding=vector)
             length = state.length + writes
             turn_tokens = state.turn_tokens + writes
+            tag, turn_full = automaton == self._stops.stop, turn_tokens >= self._max_turn_tokens
             reason = jnp.select(
-                [ended, automaton == self._stops.stop, length + 1 >= context, turn_tokens >= self._max_turn_tokens],
-                [EOS, TAG, CONTEXT_FULL, TURN_FULL],
+                [broken, ended, tag, length + 1 >= context, turn_full],
+                [NOT_FINITE, EOS, TAG, CONTEXT_FULL, TURN_FULL],
                 RUNNING,
             )
             here = writes[:, None] & (jnp.arange(steps) == count[:, None])

@@ -12,7 +12,7 @@ from concurrent import futures
 import time
 from typing import NamedTuple
 
-from searchr1_jax.core import parallel, types
+from searchr1_jax.core import cluster, parallel, types
 from searchr1_jax.rollout import environment, episodes, sampling
 from searchr1_jax.run import metrics
 from searchr1_jax.text import rewards
@@ -22,7 +22,8 @@ class RewardError(RuntimeError):
     """A reward function that raised; says for which episode, and why."""
 
 
-FAILURES = (environment.ToolError, RewardError)  # that end a rollout, after what was finished is known to all
+# That end a rollout, after what was finished is known to all.
+FAILURES = (environment.ToolError, RewardError, episodes.SamplerError)
 
 
 class Rewarded(NamedTuple):
@@ -59,10 +60,12 @@ def answer(
     Args:
       reward: called in threads with each episode as it finishes.
       what: is being done, for the display.
+    Raises:
+      Stopped: on all processes, where one was told to end now.
     """
     mine, began = list(parallel.mine(tasks)), time.perf_counter()
     finished: list[tuple[types.Trajectory, futures.Future | None]] = []
-    failure, searches, tokens = None, 0, 0
+    failure, stopped, searches, tokens = None, False, 0, 0
     with (
         futures.ThreadPoolExecutor(reward_threads, "reward") as pool,
         metrics.Progress(sum(task.samples for task in mine), what=what) as progress,
@@ -75,6 +78,8 @@ def answer(
                 progress.advance(f"{searches} searches, {rate:.0f} tokens/s")
         except FAILURES as error:
             failure = error
+        except cluster.Stopped:
+            stopped = True
     rewarded: list[tuple[types.Trajectory, Rewarded | None]] = []
     for trajectory, future in finished:
         error = future and future.exception()
@@ -85,7 +90,9 @@ def answer(
             )
         rewarded.append((trajectory, None if future is None or error is not None else future.result()))
     seconds = time.perf_counter() - began
-    shares = [_Share(*share) for share in parallel.gather((rewarded, failure, rollout.counts, seconds))]
+    shares = [_Share(*share) for share in parallel.gather((rewarded, failure, stopped, rollout.counts, seconds))]
+    if any(share.stopped for share in shares):
+        raise cluster.Stopped
     slowest = max(share.seconds for share in shares)
     slot_steps = sum(share.counts.slot_steps for share in shares)
     written = sum(share.counts.written for share in shares)
@@ -112,5 +119,6 @@ class _Share(NamedTuple):
 
     rewarded: list[tuple[types.Trajectory, Rewarded | None]]
     failure: Exception | None
+    stopped: bool
     counts: episodes.Counts
     seconds: float

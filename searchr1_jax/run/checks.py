@@ -3,9 +3,12 @@
 What must hold of one key by itself stands beside it, in `core.settings`.
 """
 
+import datetime
+
 from searchr1_jax.core import settings as settings_lib
 from searchr1_jax.learning import checks as learning
 from searchr1_jax.models import attention
+from searchr1_jax.text import protocol
 
 
 def check(settings: settings_lib.Settings, *, learns: bool = True) -> None:
@@ -32,10 +35,18 @@ def _room_for_a_prompt(s: settings_lib.Settings) -> None:
         )
 
 
+def _chat_template(s: settings_lib.Settings) -> None:
+    protocol.template_arguments(s.protocol)
+    try:
+        datetime.date.fromisoformat(s.protocol.template_date)
+    except ValueError as error:
+        raise ValueError(f"protocol.template_date is {s.protocol.template_date!r}; write it 2024-07-26") from error
+
+
 def _shares_of_the_mixture(s: settings_lib.Settings) -> None:
     shares = [getattr(s.sft, f"mixture_{kind}") for kind in ("right", "guess", "wrong_entity", "stopped_early")]
     if abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"sft.mixture_* are {shares}, which add up to {sum(shares):g}; make it 1")
 
 
-CHECKS = (_attention, _room_for_a_prompt, _shares_of_the_mixture)
+CHECKS = (_attention, _room_for_a_prompt, _chat_template, _shares_of_the_mixture)

@@ -11,13 +11,15 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from typing import Any
+import uuid
 
 from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from searchr1_jax.core import parallel, settings as settings_lib
+from searchr1_jax.core import cluster, files, parallel, settings as settings_lib
 from searchr1_jax.retrieval import base as retrieval
 from searchr1_jax.run import acting, checks, run_directory, workdir_config
 
@@ -87,14 +89,18 @@ def run(
         quiet_libraries()
         try:
             if flags.FLAGS.distributed:
-                jax.distributed.initialize()
+                cluster.start(settings().cluster if "config" in flags.FLAGS else settings_lib.Cluster())
             if argv[1:] and not words:
                 raise ValueError(f"{argv[1]!r} is no flag; write each as --name=value")
             main(*argv[1:])
         except _WRONG_INPUT as error:
+            cluster.fail(str(error), traceback.format_exc() if flags.FLAGS.traceback else "")
             if flags.FLAGS.traceback:
                 raise
             sys.exit(f"error: {error}\n(--traceback shows where it arose)")
+        except Exception as error:  # a fault of ours
+            cluster.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
+            raise
         except KeyboardInterrupt:
             sys.stdout.flush()
             os._exit(130)  # at once: a search that hangs in a thread would hold up an ordinary exit
@@ -164,6 +170,8 @@ def session(
     """
     quiet_libraries()
     checks.check(settings, learns=learns)
+    if "://" in str(workdir):
+        raise ValueError(f"--workdir={workdir} is no directory; mount the bucket (as gcsfuse does) and name the mount")
     if not create and not os.path.isdir(workdir):
         raise ValueError(f"--workdir {workdir} does not exist; name the directory of a run, or train one first")
     if alone and jax.process_count() > 1:
@@ -172,6 +180,8 @@ def session(
         )
     directory = pathlib.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
+    _check_shared(directory)
+    parallel.agree("the config", settings.as_json())
     if settings.log.compilation_cache:
         use_compilation_cache()
     mesh = jax.sharding.get_mesh()
@@ -179,6 +189,24 @@ def session(
         mesh = parallel.make_mesh(data=settings.mesh.data, fsdp=settings.mesh.fsdp, tensor=settings.mesh.tensor)
     with jax.set_mesh(mesh):
         yield directory
+
+
+def _check_shared(directory: pathlib.Path) -> None:
+    """Raises ValueError where a process does not see what the first one writes into the directory."""
+    if jax.process_count() == 1:
+        return
+    sign, token = directory / ".shared", parallel.gather(uuid.uuid4().hex)[0]
+    if parallel.is_first():
+        files.write(sign, token)
+    parallel.gather(None)  # it is there now
+    seen = parallel.gather((cluster.name(), sign.is_file() and sign.read_text() == token))
+    if parallel.is_first():
+        sign.unlink()
+    if apart := [name for name, sees in seen if not sees]:
+        raise ValueError(
+            f"--workdir {directory} is not shared: {', '.join(apart)} cannot read what {seen[0][0]} wrote there; name a"
+            " directory of a file system that all hosts mount"
+        )
 
 
 def quiet_libraries() -> None:

@@ -24,13 +24,14 @@ class Results:
     split: str
     decoding: str  # "greedy" or "sampled"
     n: int  # questions x samples
-    em: float  # exact match
+    em: float  # exact match, the mean over the questions of all sets
+    em_over_sets: float  # the mean of the data sets' means, as papers average
     f1: float
     searches: float  # answered searches a question
     calls: dict[str, float]  # answered calls a question, by tool
     response_tokens: float  # tokens after the prompt, retrieved ones included
     em_by_hops: dict[str, float]  # by the searches that an ideal episode needs; "0" where unknown
-    em_by_source: dict[str, float]  # by question file: what stands before the last "/" of the ids
+    em_by_source: dict[str, float]  # by data set: what stands before the last "/" of the ids
     stop_reasons: dict[str, int]
 
     def save(self, path: pathlib.Path) -> None:
@@ -40,9 +41,22 @@ class Results:
     def scalars(self) -> dict[str, float]:
         """What metrics.jsonl takes."""
         several = self.calls if len(self.calls) > 1 else {}
-        return {"em": self.em, "f1": self.f1, "searches": self.searches, "response_tokens": self.response_tokens} | {
-            f"calls/{tool}": calls for tool, calls in several.items()
+        return {
+            "em": self.em,
+            "f1": self.f1,
+            "searches": self.searches,
+            "response_tokens": self.response_tokens,
+            **({"em_over_sets": self.em_over_sets} if len(self.em_by_source) > 1 else {}),
+            **{f"calls/{tool}": calls for tool, calls in several.items()},
         }
+
+    def headline(self) -> str:
+        """Exact match for the console; of several data sets the mean over them first, and each."""
+        if len(self.em_by_source) == 1:
+            return f"exact match {self.em:.3f}"
+        each = "  ".join(f"{name} {em:.3f}" for name, em in self.em_by_source.items())
+        over_sets = f"{self.em_over_sets:.3f} over {len(self.em_by_source)} sets"
+        return f"exact match {over_sets} ({each}), {self.em:.3f} over questions"
 
 
 def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding: str) -> Results:
@@ -54,17 +68,19 @@ def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding:
     for trajectory, score in zip(trajectories, em, strict=True):
         by_hops[str(trajectory.example.hops)].append(score)
         by_source[trajectory.example.id.rpartition("/")[0]].append(score)
+    sets = _means(by_source)
     return Results(
         split=split,
         decoding=decoding,
         n=n,
         em=sum(em) / n,
+        em_over_sets=sum(sets.values()) / len(sets),
         f1=sum(rewards.token_f1(t.answer, t.example.golden_answers) for t in trajectories) / n,
         searches=sum(t.searches for t in trajectories) / n,
         calls={tool: sum(t.calls(tool) for t in trajectories) / n for tool in trajectories[0].tools},
         response_tokens=sum(len(t.tokens) - t.prompt_tokens for t in trajectories) / n,
         em_by_hops=_means(by_hops),
-        em_by_source=_means(by_source),
+        em_by_source=sets,
         stop_reasons=dict(sorted(collections.Counter(t.stop_reason for t in trajectories).items())),
     )
 

@@ -1,11 +1,12 @@
 """What a run says of itself: metrics.jsonl and TensorBoard, lines on the console, time and memory of each command.
 
-metrics.jsonl holds one JSON object a step. A resumed run first drops what was written after its checkpoint, so
-the file reads as if it had never stopped.
+metrics.jsonl holds one JSON object a step, null where a figure is not finite. A resumed run first drops what was
+written after its checkpoint, so the file reads as if it had never stopped.
 """
 
 import contextlib
 import json
+import math
 import pathlib
 import resource
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Iterable, Iterator, Mapping, Self
 import psutil
 from rich import console as rich_console, progress as rich_progress
 
-from searchr1_jax.core import files, parallel
+from searchr1_jax.core import cluster, files, parallel
 
 _CONSOLE = rich_console.Console(highlight=False, soft_wrap=True)
 
@@ -45,6 +46,7 @@ class Progress:
 
     def reach(self, done: int, note: str = "") -> None:
         """So many are done; `note` is shown beside it."""
+        cluster.advance()
         self._done = done
         self._bar.update(self._task, completed=done, note=note)
         if not _CONSOLE.is_terminal and time.monotonic() - self._said > self.LINE_EVERY_S:
@@ -107,7 +109,7 @@ class Writer:
             return
         self.close()
         kept = [row for row in read(self._workdir) if row["step"] <= step] if keep else []
-        files.write_jsonl(self._path, kept)
+        files.write_jsonl(self._path, map(_row, kept))
         self._tensorboard = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -115,7 +117,7 @@ class Writer:
         if self._tensorboard is None:
             return
         with open(self._path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(json.dumps(_row({"step": step, **values}), allow_nan=False) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
@@ -130,10 +132,16 @@ class Writer:
             self._tensorboard.close()
 
 
+def _row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON can hold it."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out."""
+    """The rows of metrics.jsonl, NaN where it says null; a last line that a kill cut short is left out."""
     rows = []
     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
         for line in (workdir / "metrics.jsonl").read_text().splitlines():
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows

@@ -52,7 +52,14 @@ def text(workdir: pathlib.Path, settings: settings_lib.Settings, about: progress
     for path in sorted((workdir / "eval").glob("*.json")):
         if not path.name.startswith("validation-"):
             r = json.loads(path.read_text())
-            cells = path.stem, r["split"], r["decoding"], r["n"], f"{r['em']:.3f}", f"{r['searches']:.2f}"
+            cells = (
+                path.stem,
+                r["split"],
+                r["decoding"],
+                r["n"],
+                f"{r.get('em_over_sets', r['em']):.3f}",
+                f"{r['searches']:.2f}",
+            )
             rows.append("| " + " | ".join(map(str, cells)) + " |")
     return _CARD.format(
         name=name,

@@ -75,6 +75,7 @@ def restore(
                 + ("" if step is None else f", not {step}")
                 + "; run python -m searchr1_jax.train first, choose another --step, or name a --model"
             )
+        checkpoints.check(chosen)
         about = progress.About.of(checkpoints.restore(chosen, {})[1])
         if name == "value" and not about.has_value_model:
             raise ValueError(f"{workdir}/checkpoints/{chosen} has no value model; leave out --value")

@@ -17,16 +17,16 @@ from searchr1_jax.text import protocol, stop_table, tokenizer
 
 def questions(settings: settings_lib.Settings, split: str, workdir: pathlib.Path) -> list[qa.Questions]:
     """The data sets of a split: "train", "validation" or "test"."""
-    names = getattr(settings.data, split)
-    sources = [str(pathlib.PurePath(name).with_suffix("")).lstrip("/") for name in names]  # before the ids
-    if not names or len(set(sources)) < len(names):
+    given = getattr(settings.data, split)
+    sets = dict(map(run_directory.name_and_path, given))
+    if not given or len(sets) < len(given):
         raise ValueError(
-            f"data.{split} is {names}; name at least one file, and each once (two that differ in their endings alone"
-            " would give their questions the same ids)"
+            f"data.{split} is {given}; give at least one file, and each set a name of its own, which stands before the"
+            " ids of its questions: 'nq=nq/test.jsonl' (without one it is the file's, 'test')"
         )
     return [
-        qa.load(run_directory.find(name, workdir, f"data.{split}"), name=source, cache_dir=workdir / "data")
-        for name, source in zip(names, sources, strict=True)
+        qa.load(run_directory.find(path, workdir, f"data.{split}"), name=name, cache_dir=workdir / "data")
+        for name, path in sets.items()
     ]
 
 
@@ -36,6 +36,17 @@ def tasks(
     """Prompts of the questions; one that leaves no room for a turn is refused with its id."""
     room = settings.rollout.context_tokens - settings.rollout.max_turn_tokens
     return episodes.make_tasks(examples, tokens, settings.protocol, samples=samples, room=room)
+
+
+def check_prompts(
+    settings: settings_lib.Settings, examples: Sequence[types.QAExample], tokens: tokenizer.Tokenizer
+) -> None:
+    """Raises ValueError as `tasks` does; only what could be too long is tokenised."""
+    room = settings.rollout.context_tokens - settings.rollout.max_turn_tokens
+    around = len(tokens.encode_prompt("", settings.protocol))  # of a chat template
+    # A token holds a byte at least, and no normalisation makes more than three of one.
+    most = lambda example: around + 3 * len(protocol.render_prompt(settings.protocol, example.question).encode())
+    tasks(settings, [example for example in examples if most(example) > room], tokens, samples=1)
 
 
 def decoding(settings: settings_lib.Settings, name: str) -> sampling.Decoding:
@@ -65,11 +76,13 @@ def actor(
     environment: environment_lib.Environment,
     model: model_config.ModelConfig,
     tokens: tokenizer.Tokenizer,
+    *,
+    beside: int = 0,
 ) -> Actor:
-    """An actor, still without weights.
+    """An actor, still without weights; `beside` are bytes on each device that others need while it acts.
 
     Raises:
-      ValueError: where the tokenizer has more tokens, or the context more places, than the model.
+      ValueError: where the tokenizer has more tokens, or the context more places, than the model, or memory is short.
     """
     c = settings.rollout
     if tokens.vocab_size > model.vocab_size:
@@ -81,16 +94,16 @@ def actor(
         raise ValueError(
             f"rollout.context_tokens of {c.context_tokens} exceeds the {model.max_positions} positions of the model"
         )
-    pieces = tokens.token_bytes()
-    pieces += [b""] * (model.vocab_size - len(pieces))  # embeddings are often padded beyond the vocabulary
+    padding = [b""] * (model.vocab_size - tokens.vocab_size)  # embeddings are often padded beyond the vocabulary
     made = engine.Engine(
         model,
         programs.Shapes.of(c),
-        stop_table.build(pieces, protocol.stop_tags(tuple(environment.tools))),
+        stop_table.build([*tokens.token_bytes(), *padding], protocol.stop_tags(tuple(environment.tools))),
         hosts=parallel.hosts_mesh(jax.sharding.get_mesh(), tensor=settings.mesh.actor_tensor),
         eos_ids=tokens.eos_ids,
         max_turn_tokens=c.max_turn_tokens,
         dtype=jnp.dtype(settings.model.actor_dtype),
+        beside=beside,
     )
     limits = episodes.Limits(
         max_turns=c.max_turns, max_information_tokens=c.max_information_tokens, tool_threads=settings.retriever.threads

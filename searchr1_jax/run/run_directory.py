@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 import json
 import pathlib
+import re
+import types
 from typing import Any, NamedTuple
 
 from searchr1_jax.core import files, parallel, settings as settings_lib
@@ -10,7 +12,18 @@ from searchr1_jax.learning import checks as learning_checks
 
 CONFIG = "config.json"  # of a workdir: the settings of the run that lives there
 TOKENIZER = "tokenizer"  # the files of its policy's tokenizer
+QUESTIONS = "questions.json"  # the hash of each data set that it learns from
 CHANGES = "changes.jsonl"  # what changed when it went on, and at which step
+
+
+def name_and_path(given: str) -> tuple[str, str]:
+    """A data set's name and its file, of "nq=path/to/test.jsonl", or of a path alone: "test".
+
+    What is sampled depends on the name and not on where the file lies.
+    """
+    if named := re.fullmatch(r"([\w.-]+)=(.+)", given):
+        return named[1], named[2]
+    return pathlib.PurePath(given).stem, given
 
 
 def find(name: str, workdir: pathlib.Path, key: str) -> pathlib.Path:
@@ -87,7 +100,7 @@ def check(settings: settings_lib.Settings, workdir: pathlib.Path, *, accept_chan
     """
     if not (workdir / CONFIG).exists():
         return []
-    found = changes(settings_of(workdir), settings)
+    found = [change for change in changes(settings_of(workdir), settings) if not _moved(change)]
     if settings.policy.final_lr_fraction == settings.value.final_lr_fraction == 1:
         # Only where it decays does the learning rate of a step depend on how many there will be.
         found = [change for change in found if change.key != "learner.steps"]
@@ -100,6 +113,24 @@ def check(settings: settings_lib.Settings, workdir: pathlib.Path, *, accept_chan
             f" {allowed}or choose another --workdir"
         )
     return of(settings_lib.ACCEPTED, settings_lib.LAST_BITS)
+
+
+def _moved(change: Change) -> bool:
+    """Whether the same data sets, by name, are read from elsewhere; `check_questions` looks into them."""
+    names = lambda given: [name_and_path(each)[0] for each in given]
+    return change.key == "data.train" and names(change.before) == names(change.now)
+
+
+def check_questions(digests: Mapping[str, str], workdir: pathlib.Path) -> None:
+    """Raises ValueError where a data set, by its name, holds other questions than when the run here began."""
+    if not (workdir / QUESTIONS).exists():
+        return
+    begun = files.read_json(workdir / QUESTIONS, "choose another --workdir")
+    if changed := [name for name, digest in digests.items() if begun.get(name) != digest]:
+        raise ValueError(
+            f"the questions of {', '.join(changed)} are not those with which the run in {workdir} began; give it the"
+            " same files, or choose another --workdir"
+        )
 
 
 def record(workdir: pathlib.Path, found: list[Change], step: int) -> None:
@@ -137,7 +168,10 @@ def invented_world(settings: settings_lib.Settings) -> dict[str, Any]:
     return whole["world"] | {key: whole[key] for key in ("protocol", "tools")}
 
 
-def claim(settings: settings_lib.Settings, workdir: pathlib.Path) -> None:
-    """Writes config.json, the settings of the run that lives here from now on; the first process does."""
+def claim(
+    settings: settings_lib.Settings, workdir: pathlib.Path, digests: Mapping[str, str] = types.MappingProxyType({})
+) -> None:
+    """Writes the settings of the run that lives here from now on, and its questions' hashes; the first process does."""
     if parallel.is_first():
+        files.write_json(workdir / QUESTIONS, dict(digests))
         files.write_json(workdir / CONFIG, settings.as_json())

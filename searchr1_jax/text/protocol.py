@@ -9,7 +9,9 @@ are those of `settings.Protocol`: a `{name}` is a placeholder, any other brace s
 
 from collections.abc import Sequence
 import dataclasses
+import json
 import re
+from typing import Any
 
 from searchr1_jax.core import settings, types
 
@@ -69,6 +71,22 @@ def render_prompt(templates: settings.Protocol, question: str) -> str:
     """The user message that asks `question`, which is stripped and ends with a question mark."""
     question = question.strip()
     return _fill(templates.prompt, question=question if question.endswith("?") else question + "?")
+
+
+def template_arguments(templates: settings.Protocol) -> dict[str, Any]:
+    """Those of the chat template, by name. Raises ValueError for one that is not written name=value, or is ours."""
+    found: dict[str, Any] = {}
+    for given in templates.template_arguments:
+        name, equals, value = given.partition("=")
+        if not equals or not name.isidentifier() or name in ("messages", "tokenize", "add_generation_prompt"):
+            raise ValueError(
+                f"protocol.template_arguments holds {given!r}; write name=value, as in enable_thinking=false"
+            )
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def render_docs(templates: settings.Protocol, passages: Sequence[types.Passage]) -> str:

@@ -104,15 +104,17 @@ def well_formed(trajectory: types.Trajectory) -> bool:
     Judged on what the policy wrote, turn by turn. What the environment appended after a call is the information,
     whatever its template and passages look like; an invalid turn, and so every correction, is malformed. A tag of the
     protocol or of a tool inside a block is malformed, and so is text that the token completing the last tag carries
-    beyond it.
+    beyond it. Where the prompt ends in <think> already, that is the first turn's.
     """
     *calls, last = [turn.event for turn in trajectory.turns] or [protocol.INVALID]
     in_order = last == protocol.ANSWER and set(calls) <= set(trajectory.tools)
-    return in_order and all(_thinks_then_acts(turn, protocol.tags(trajectory.tools)) for turn in trajectory.turns)
+    known_tags, openings = protocol.tags(trajectory.tools), ["<think>" * trajectory.thinking, *("" for _ in calls)]
+    pairs = zip(trajectory.turns, openings, strict=True)
+    return in_order and all(_thinks_then_acts(turn, opening, known_tags) for turn, opening in pairs)
 
 
-def _thinks_then_acts(turn: types.Turn, known_tags: Sequence[str]) -> bool:
-    texts_and_tags = re.split(f"({'|'.join(known_tags)})", turn.text)
+def _thinks_then_acts(turn: types.Turn, opening: str, known_tags: Sequence[str]) -> bool:
+    texts_and_tags = re.split(f"({'|'.join(known_tags)})", opening + turn.text)
     texts, tags = texts_and_tags[::2], texts_and_tags[1::2]
     expected = ["<think>", "</think>", f"<{turn.event}>", f"</{turn.event}>"]
     return tags == expected and not "".join(texts[::2]).strip()  # texts[1] and texts[3] are in the blocks

@@ -9,11 +9,16 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import copy
+import datetime
 import functools
 import json
 import os
 import pathlib
+import re
 from typing import Any, Self
+
+from searchr1_jax.core import settings
+from searchr1_jax.text import protocol
 
 EOS = "<|endoftext|>"  # of the tokenizers that `train` makes
 
@@ -78,21 +83,54 @@ class Tokenizer:
         framing.enable_truncation(max_tokens)
         return lambda texts: [(encoding.ids, encoding.type_ids) for encoding in framing.encode_batch(texts)]
 
-    def encode_prompt(self, user_message: str) -> list[int]:
+    def encode_prompt(self, user_message: str, templates: settings.Protocol = settings.Protocol()) -> list[int]:
         """The ids of a prompt, up to where the policy goes on writing.
 
-        Through the chat template with a generation prompt where there is one; it writes every special token
-        itself. Else the raw message with what the tokenizer puts in front of a text, and nothing behind it.
+        Through the chat template with a generation prompt where there is one; it writes every special token itself, and
+        those that stand in the message stay plain text. Else the raw message with what the tokenizer puts in front of a
+        text, and nothing behind it.
+
+        Raises:
+          ValueError: where the chat template does.
         """
         if self._hugging_face.chat_template:
-            messages = [{"role": "user", "content": user_message}]
-            return self._hugging_face.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            special = sorted(self._special_texts, key=len, reverse=True)
+            message, marks = user_message, {f"\ue000{i}\ue001": text for i, text in enumerate(special)}
+            for mark, text in marks.items():
+                message = message.replace(text, mark)
+            written = self._chat(message, templates)
+            if message == user_message:
+                return self._hugging_face.encode(written, add_special_tokens=False)
+            pieces = re.split(f"({'|'.join(marks)})", written)
+            encode = lambda text: self._hugging_face.encode(text, add_special_tokens=False)
+            return [i for piece in pieces for i in (self.encode(marks[piece]) if piece in marks else encode(piece))]
         ids = self._plain.encode(user_message, add_special_tokens=True).ids
         return ids[:-1] if ids and ids[-1] in self.eos_ids else ids
 
-    def token_bytes(self) -> list[bytes]:
+    @functools.cached_property
+    def _special_texts(self) -> tuple[str, ...]:
+        added = self._hugging_face.backend_tokenizer.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
+
+    def _chat(self, user_message: str, templates: settings.Protocol) -> str:
+        """What the chat template makes of a message, with a generation prompt."""
+        messages = [{"role": "system", "content": templates.system}] if templates.system else []
+        messages.append({"role": "user", "content": user_message})
+        template = _today(templates.template_date) + self._hugging_face.get_chat_template()
+        arguments = {"chat_template": template, "tokenize": False, "add_generation_prompt": True}
+        try:
+            return self._hugging_face.apply_chat_template(
+                messages, **arguments, **protocol.template_arguments(templates)
+            )
+        except Exception as error:  # a template raises what it likes
+            raise ValueError(
+                f"the model's chat template fails: {type(error).__name__}: {error}; look at protocol.system and"
+                " protocol.template_arguments, or at tokenizer_config.json"
+            ) from error
+
+    def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes of each token, index = id; b"" for an id that no token has; ValueError for WordPiece."""
-        return list(self._token_bytes)
+        return self._token_bytes
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the tokens' joined bytes: U+FFFD where not UTF-8, nothing for an id without token."""
@@ -157,6 +195,14 @@ def train(
     fast = _import_transformers().PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=EOS, pad_token=EOS)
     Tokenizer(fast).save(directory)
     return Tokenizer.load(directory)
+
+
+def _today(date: str) -> str:
+    """What, put before a chat template, makes `strftime_now` tell this day; `transformers` would ask the clock."""
+    told = datetime.date.fromisoformat(date)
+    forms = {f"%{letter}": told.strftime(f"%{letter}") for letter in "aAbBdeHIjmMpSuUVwWyY"}
+    written = "".join(f"|replace({form!r}, {text!r})" for form, text in forms.items())
+    return f"{{% macro strftime_now(form) %}}{{{{ form{written} }}}}{{% endmacro %}}{{{{ '' }}}}"  # '' keeps a newline
 
 
 def _import_transformers():

@@ -76,6 +76,9 @@ FAULTS = [
         {"algorithm.kl_coefficient": 0.0, "guard.kl": 0.5},
         "guard.kl of 0.5 has no effect with algorithm.kl_coefficient = 0, as there is no reference; leave it at 0.0",
     ),
+    ({"model.param_dtype": "bfloat16"}, "model.param_dtype is bfloat16, .* rounded away: .* kept in float32"),
+    ({"model.param_dtype": "float16"}, "model.param_dtype is float16, .* rounded away: .* kept in float32"),
+    ({"model.compute_dtype": "float16"}, "model.compute_dtype is float16, .* use bfloat16 or float32"),
     ({"guard.rollbacks": 2}, "guard.rollbacks of 2 has no effect without a limit in the section guard; leave it at 0"),
 ]
 

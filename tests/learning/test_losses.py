@@ -99,6 +99,17 @@ def test_where_the_ratio_is_clipped_nothing_flows_even_if_it_overflows():
     assert ppo_clip(-1.0, -200.0, -1.0, **DUAL)[0] == 3.0
 
 
+@pytest.mark.parametrize("loss", [ppo_clip, gspo_clip])
+@pytest.mark.parametrize("advantage", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("logp, old", [(-5.0, -100.0), (-100.0, -5.0)])
+def test_loss_and_gradient_are_finite_whatever_the_ratio(loss, advantage, logp, old):
+    of = lambda x: jnp.sum(loss(x, np.float32([[old]]), np.float32([[advantage]]), np.array([[True]]),
+                                np.array([[1]]), **PPO)[0])  # fmt: skip
+    value, slope = jax.value_and_grad(of)(np.float32([[logp]]))
+    assert np.isfinite(value) and np.isfinite(slope).all()
+    assert advantage or (value == 0 and slope == 0)
+
+
 # Whole trajectories.
 
 segment_mean = jax.jit(losses.segment_mean)

@@ -8,6 +8,7 @@ from searchr1_jax.core import settings, types
 from searchr1_jax.learning import minibatches
 
 SETTINGS = settings.Settings().replace({
+    "seed": 1,  # at step 0 it leaves four questions in their order
     "rollout.samples": 2, "algorithm.advantage": "group_mean", "algorithm.constant_tokens": 8,
     "learner.row_tokens": (8, 16), "learner.micro_batch_rows": 2,
 })  # fmt: skip
@@ -52,6 +53,26 @@ def weights(made):
 def test_the_samples_of_a_question_stay_in_one_minibatch():
     assert learned() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert learned(updates_per_rollout=3) == [[0, 1, 2, 3], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("by, updates", [("questions", 2), ("trajectories", 10)])
+def test_each_update_sees_the_data_sets_in_the_shares_of_the_rollout(by, updates):
+    """512 questions, 45% of one set, which the order of ids puts in front."""
+    questions, samples = 512, 2 if by == "questions" else 5
+    first = int(0.45 * questions) * samples
+    changes = {"rollout.samples": samples, "learner.updates_per_rollout": updates, "learner.minibatch_by": by}
+    chosen, rewards = SETTINGS.replace(changes), np.arange(questions * samples) % 2
+    trajectories = [trajectory("a", 0, 1)] * len(rewards)
+    seen = []
+    for step in range(3):
+        parts = minibatches.make(trajectories, rewards.tolist(), chosen, step).learned
+        assert sorted(sum(parts, [])) == list(range(len(rewards)))
+        again = minibatches.make(trajectories, rewards.tolist(), chosen, step).learned
+        assert parts == again and parts not in seen  # by seed and step alone, and each step anew
+        seen.append(parts)
+        for part in parts:
+            deviation = np.sqrt(0.45 * 0.55 / (len(part) / samples))  # of a share among that many questions
+            assert abs(np.mean(np.array(part) < first) - 0.45) < 4 * deviation
 
 
 def test_cut_by_trajectories_groups_may_be_torn():

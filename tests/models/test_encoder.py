@@ -228,5 +228,5 @@ def test_what_is_no_model_directory_is_refused(tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} .* no config.json"):
         encoder.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json is not JSON"):
+    with pytest.raises(ValueError, match="config.json is no JSON"):
         encoder.read_config(tmp_path)

@@ -85,6 +85,19 @@ def test_recorded_log_probs_are_the_learners(slots, host_params):
         np.testing.assert_allclose(recorded[sampled], logp[row, : len(sampled)][sampled], **EXACT)
 
 
+@pytest.mark.parametrize("decoding", [acting.GREEDY, LIVELY])
+def test_a_policy_that_is_no_number_writes_nothing_and_says_so(slots, host_params, decoding):
+    """Whoever reads the one token without an embedding stops, the others go on."""
+    broken = jax.tree.map(np.copy, host_params)
+    broken["decoder"]["embedding"][7] = np.nan
+    load(slots, broken)
+    slots.begin([1, 2, 7], {0: (1, 2, 3, 0)})
+    slots.begin([1, 2, 3], {1: (1, 2, 3, 1)})
+    slots.decode(decoding)
+    assert slots.held[0].status == programs.NOT_FINITE and len(slots.held[0].tokens) == 3
+    assert slots.held[1].status != programs.NOT_FINITE and len(slots.held[1].tokens) > 3
+
+
 def test_a_cache_grown_by_turns_equals_one_filled_at_once(slots):
     three_turns(slots, LIVELY)
     grown, filled = slots.held[3], 5

@@ -56,7 +56,7 @@ def params(tagged_tokenizer):
 def play(tagged_tokenizer, params):
     """play(…) is a run of all questions: its trajectories by key, and the queries in their order."""
     pieces = tagged_tokenizer.token_bytes()
-    stops = stop_table.build(pieces + [b""] * (CONFIG.vocab_size - len(pieces)), protocol.stop_tags(("search",)))
+    stops = stop_table.build([*pieces, *[b""] * (CONFIG.vocab_size - len(pieces))], protocol.stop_tags(("search",)))
 
     @functools.cache
     def engine(decode_tokens):

@@ -86,6 +86,9 @@ def test_an_actor_that_does_not_fit_its_devices_is_refused_with_the_figures():
     with pytest.raises(ValueError, match=told):
         engine_lib.check_memory(15_230_000_000, 3_760_000_000, 16_000_000_000, what="qwen2 3584x28 in bfloat16")
     engine_lib.check_memory(12_000_000_000, 3_760_000_000, 16_000_000_000, what="")
+    beside = r"KV caches on each device beside 9.90 GB of the learner, which has 15.75 GB; .* in learner.offload"
+    with pytest.raises(ValueError, match=beside):
+        engine_lib.check_memory(3_800_000_000, 3_760_000_000, 15_750_000_000, beside=9_900_000_000, what="")
     engine_lib.check_memory(10**15, 10**15, None, what="")  # a backend that does not tell
 
 

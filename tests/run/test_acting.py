@@ -51,7 +51,7 @@ def _trajectory(example, sample):
 class _Listener:
     """A learner that notes the advantage of each trajectory it is given, mini-batch by mini-batch."""
 
-    settings = miniature.settings()
+    settings = miniature.settings(seed=1)  # at step 0 it leaves four groups in their order
 
     def __init__(self):
         self.heard = []

@@ -131,6 +131,69 @@ def test_only_the_newest_are_kept(laptop, open_checkpoints):
     assert again.restore(4, {"a": {"x": jnp.zeros(3, jnp.int32)}})[0]["a"]["x"][0] == 4
 
 
+def _largest(directory):
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def _flip(directory):
+    path = _largest(directory / "a")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _cut(directory):
+    path = _largest(directory / "a")
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _empty(directory):
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+DAMAGE = {
+    "a flipped byte": _flip,
+    "a file cut short": _cut,
+    "a missing file": lambda directory: _largest(directory / "a").unlink(),
+    "a missing item": lambda directory: shutil.rmtree(directory / "a"),
+    "a broken manifest": lambda directory: (directory / "manifest.json").write_text("{"),
+    "an empty directory": _empty,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(laptop, open_checkpoints, tmp_path, capsys, name):
+    trees = {step: {"a": {"x": jnp.asarray(np.random.default_rng(step).random(3000, np.float32))}} for step in (1, 12)}
+    checkpoints = open_checkpoints()
+    for step, tree in trees.items():
+        checkpoints.save(step, tree, {"step": step})
+    checkpoints.close()
+    directory = tmp_path / "checkpoints"
+    DAMAGE[name](directory / "12")
+    with pytest.raises(ValueError, match="checkpoints/12 is damaged .*; choose another --step"):
+        checkpoints.check(12)
+    capsys.readouterr()
+    again = open_checkpoints()
+    assert f"checkpoint {directory}/12 is damaged" in (said := capsys.readouterr().out) and "now 12.damaged" in said
+    assert again.latest == 1 and again.steps == [1] and (directory / "12.damaged").is_dir()
+    restored, extra = again.restore(1, {"a": {"x": jnp.zeros(3000)}})
+    _assert_equal(restored, jax.device_get(trees[1]))
+    assert extra == {"step": 1}
+    again.save(12, trees[12], {"step": 12})  # which is learned once more
+    again.close()
+    assert open_checkpoints().latest == 12 and capsys.readouterr().out == ""
+
+
+def test_a_checkpoint_of_a_version_without_manifests_is_restored(laptop, open_checkpoints, tmp_path):
+    checkpoints = open_checkpoints()
+    checkpoints.save(1, {"a": {"x": jnp.ones(3)}}, {"step": 1})
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "1" / "manifest.json").unlink()
+    again = open_checkpoints()
+    assert again.latest == 1 and again.restore(1, {"a": {"x": jnp.zeros(3)}})[1] == {"step": 1}
+
+
 def test_what_a_kill_left_half_written_is_no_checkpoint_and_is_in_nobodys_way(laptop, open_checkpoints, tmp_path):
     tree = {"a": {"x": jnp.ones(3)}}
     checkpoints = open_checkpoints()

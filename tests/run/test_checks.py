@@ -9,6 +9,8 @@ from searchr1_jax.run import checks
 FAULTS = [
     ({"rollout.max_turn_tokens": 4096}, "rollout.max_turn_tokens of 4096 leaves no room for a prompt .* lower it or"),
     ({"sft.mixture_guess": 0.6}, r"sft.mixture_\* are \[0.3, 0.6, 0.05, 0.15\], which add up to 1.1; make it 1"),
+    ({"protocol.template_date": "26 Jul"}, "protocol.template_date is '26 Jul'; write it 2024-07-26"),
+    ({"protocol.template_arguments": ("thinking",)}, "protocol.template_arguments holds 'thinking'; write name=value"),
     ({"model.attention": "flash"}, r"model.attention is 'flash'; choose from \['auto', 'xla', "),
     ({"rollout.questions": 511}, "511 questions of a rollout do not divide"),  # of learning: see its own tests
 ]

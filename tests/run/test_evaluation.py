@@ -53,6 +53,7 @@ def test_figures_are_means_over_the_questions():
         decoding="greedy",
         n=4,
         em=0.5,  # a and d
+        em_over_sets=0.5,
         f1=(1 + 2 / 3 + 0 + 1) / 4,  # b: one of two words, the one golden word: 2 · ½ · 1 / 1½
         searches=(1 + 2 + 1 + 0) / 4,  # c's second search was not answered
         calls={"search": 1.0},
@@ -149,7 +150,10 @@ def test_as_many_rewards_as_trajectories_are_written(tmp_path):
 
 
 def test_exact_match_is_told_apart_by_question_file():
-    answers = {"nq/test/1": "x", "nq/test/2": "y", "b/7": "x"}
+    answers = {"nq/1": "x", "nq/2": "y", "b/7": "x"}
     found = [trajectory(name, answer, ("x",), hops=0) for name, answer in answers.items()]
     results = evaluation.summarise(found, split="test", decoding="greedy")
-    assert results.em_by_source == {"b": 1.0, "nq/test": 0.5}
+    assert results.em_by_source == {"b": 1.0, "nq": 0.5}
+    assert (results.em, results.em_over_sets) == (2 / 3, 0.75)
+    assert results.headline() == "exact match 0.750 over 2 sets (b 1.000  nq 0.500), 0.667 over questions"
+    assert results.scalars()["em_over_sets"] == 0.75

@@ -1,6 +1,7 @@
 """metrics.jsonl and verbs.jsonl."""
 
 import json
+import math
 import time
 
 import psutil
@@ -26,6 +27,20 @@ def test_a_row_holds_the_step_and_its_values(tmp_path):
         {"step": 0, "reward": 0.0, "compiled_programs": 6},
         {"step": 1, "reward": 0.1, "compiled_programs": 6},
     ]
+
+
+def test_a_figure_that_is_no_number_is_valid_json_and_read_back_as_nan(tmp_path):
+    with metrics.Writer(tmp_path, step=0) as writer:
+        writer.write(0, {"reward": 1.0})
+        writer.write(1, {"reward": math.nan, "policy/loss": -math.inf})
+    for resumed in (False, True):
+        if resumed:
+            _write(tmp_path, [], resumed_at=1)
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        never = lambda name: pytest.fail(f"{name} is no JSON")
+        rows = [json.loads(line, parse_constant=never) for line in lines]
+        assert rows[1] == {"step": 1, "reward": None, "policy/loss": None}
+    assert math.isnan(metrics.read(tmp_path)[1]["reward"]) and metrics.read(tmp_path)[0]["reward"] == 1.0
 
 
 def test_there_are_no_rows_before_the_first_run(tmp_path):

@@ -45,6 +45,28 @@ def test_what_is_learned_from_decides_what_may_change(workdir):
             _check(workdir, changes, accept_changes=True)
 
 
+def test_a_data_set_may_move_but_not_change(workdir):
+    assert _check(workdir, {"data.train": ("/elsewhere/train.jsonl",)}) == []
+    assert _check(workdir, {"data.train": ("train=other.jsonl",)}) == []
+    run_directory.claim(DECAYING, workdir, {"train": "c0ffee", "nq": "beef"})
+    run_directory.check_questions({"train": "c0ffee"}, workdir)
+    with pytest.raises(ValueError, match="the questions of nq are not those with which the run .* began"):
+        run_directory.check_questions({"train": "c0ffee", "nq": "b0a7"}, workdir)
+
+
+@pytest.mark.parametrize(
+    "given, name, path",
+    [
+        ("train.jsonl", "train", "train.jsonl"),
+        ("/data/nq/test.jsonl", "test", "/data/nq/test.jsonl"),
+        ("nq=/data/nq/test.jsonl", "nq", "/data/nq/test.jsonl"),
+        ("a/b=c.jsonl", "b=c", "a/b=c.jsonl"),
+    ],
+)
+def test_a_data_set_is_called_as_it_is_named_or_as_its_file(given, name, path):
+    assert run_directory.name_and_path(given) == (name, path)
+
+
 def test_more_steps_go_on_from_fewer_where_the_learning_rate_does_not_depend_on_them(workdir, tmp_path_factory):
     with pytest.raises(ValueError, match="learner.steps: 500 there, 900 now"):
         _check(workdir, {"learner.steps": 900})

@@ -134,6 +134,18 @@ def test_think_search_think_answer_is_well_formed(turns):
     assert rewards.well_formed(ends(*turns))
 
 
+def test_a_prompt_that_ends_in_think_opens_the_first_turn_alone():
+    opened = THINK.removeprefix("<think>")
+    for turns, formed in (
+        ((answer(think=opened),), True),
+        ((search(think=opened), answer()), True),
+        ((search(think=opened), answer(think=opened)), False),
+        ((answer(),), False),  # two openings
+    ):
+        assert rewards.well_formed(dataclasses.replace(ends(*turns), thinking=True)) == formed
+        assert not rewards.well_formed(ends(*turns)) or not formed
+
+
 @pytest.mark.parametrize(
     "calls, formed",
     [

@@ -205,7 +205,7 @@ def first_stops_by_table(sequences, stops, nothing):
 
 @pytest.mark.parametrize("kind", ["canonical", "cut_at_random", "adversarial"])
 def test_over_a_real_vocabulary_it_stops_where_searching_the_bytes_does(bpe, texts, kind):
-    vocabulary = bpe.token_bytes() + [b""]
+    vocabulary = [*bpe.token_bytes(), b""]
     assert {b"</", b"search", b">\n", b"><", b" </", b".</"} <= set(vocabulary)
     rng = random.Random(0)
     writer = Writer(bpe, rng)

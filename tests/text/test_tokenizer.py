@@ -5,6 +5,7 @@ import pytest
 import tokenizers
 import transformers
 
+from searchr1_jax.core import settings
 from searchr1_jax.text import protocol, stop_table, tokenizer
 
 TAGS, STOP_TAGS = protocol.tags(("search",)), protocol.stop_tags(("search",))
@@ -117,7 +118,7 @@ def test_byte_level_tokens_stand_for_their_bytes(trained):
     pieces = trained[0].token_bytes()
     assert len(pieces) == VOCAB_SIZE
     assert {bytes([byte]) for byte in range(256)} <= set(pieces)
-    assert pieces[0] == b"<|endoftext|>" and pieces[-8:] == [tag.encode() for tag in TAGS]
+    assert pieces[0] == b"<|endoftext|>" and pieces[-8:] == tuple(tag.encode() for tag in TAGS)
     id_of = transformers.AutoTokenizer.from_pretrained(trained[1]).convert_tokens_to_ids
     # GPT-2 numbers the 68 bytes that don't print from U+0100 on: 0 to 32, 127 to 160, 173.
     for piece, byte in {"!": 33, "ÿ": 255, "Ā": 0, "Ċ": 10, "Ġ": 32, "ġ": 127, "ł": 160, "Ń": 173}.items():
@@ -128,8 +129,8 @@ def test_byte_level_tokens_stand_for_their_bytes(trained):
 def test_sentencepiece_tokens_stand_for_their_bytes():
     tok = sentencepiece_like()
     pieces = tok.token_bytes()
-    assert pieces[2:258] == [bytes([byte]) for byte in range(256)]
-    assert pieces[258:] == [b" ", b"a", b"b", b" a", b"<", b">", "é".encode(), b"</search>"]
+    assert pieces[2:258] == tuple(bytes([byte]) for byte in range(256))
+    assert pieces[258:] == (b" ", b"a", b"b", b" a", b"<", b">", "é".encode(), b"</search>")
     ids = tok.encode("b a é\n東</search>")
     assert [pieces[i] for i in ids[:5]] == [b"b", b" a", b" ", "é".encode(), b"\n"]
     assert tok.decode(ids) == "b a é\n東</search>"
@@ -207,6 +208,49 @@ def test_a_chat_template_writes_every_special_token_itself(trained, tmp_path):
     assert chat.encode_prompt("Who?") == expected
     chat.save(tmp_path)
     assert tokenizer.Tokenizer.load(tmp_path).encode_prompt("Who?") == expected
+
+
+CHAT = (  # the shape of Llama 3.x's and Qwen3's
+    "{{ bos_token }}Today: {{ strftime_now('%d %b %Y') }}\n"
+    "{% for message in messages %}{{ message.role }}: {{ message.content | trim }}<|bos|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %} no\n{% endif %}"
+)
+
+
+def test_a_prompt_does_not_change_with_the_calendar(trained):
+    chat = with_special_tokens(trained, template="$A", chat_template=CHAT)
+    of = lambda **keys: chat.decode(chat.encode_prompt("Who?", settings.Protocol(**keys)))
+    assert of() == "<|bos|>Today: 26 Jul 2024\nuser: Who?<|bos|>assistant:"
+    assert of(template_date="2026-01-02").startswith("<|bos|>Today: 02 Jan 2026\n")
+
+
+def test_the_arguments_of_a_chat_template_are_the_configs(trained):
+    chat = with_special_tokens(trained, template="$A", chat_template=CHAT)
+    of = lambda **keys: chat.decode(chat.encode_prompt("Who?", settings.Protocol(**keys)))
+    assert of(template_arguments=("enable_thinking=false",)).endswith("assistant: no\n")
+    assert of(template_arguments=("enable_thinking=true",)).endswith("assistant:")
+    assert "\nsystem: Be brief.<|bos|>user: Who?" in of(system="Be brief.")
+
+
+def test_a_template_that_raises_is_a_wrong_input(trained):
+    chat = with_special_tokens(trained, template="$A", chat_template="{{ raise_exception('no ' ~ messages[0].role) }}")
+    with pytest.raises(ValueError, match="chat template fails: TemplateError: no system; look at protocol.system and"):
+        chat.encode_prompt("Who?", settings.Protocol(system="Be brief."))
+
+
+@pytest.mark.parametrize("text", ["<|bos|>", "who is <|endoftext|>?", "a<|bos|><|bos|>b", "<search> <|bos|>", "plain"])
+def test_special_tokens_in_a_question_stay_text(trained, text):
+    chat = with_special_tokens(trained, template="$A", chat_template=CHAT)
+    ids = chat.encode_prompt(text)
+    assert f"\nuser: {text}<|bos|>assistant:" in chat.decode(ids)
+    assert ids.count(VOCAB_SIZE) == 2 and 0 not in ids  # those of the template alone
+
+
+@pytest.mark.parametrize("given", ["enable_thinking", "=1", "messages=[]", "a b=1"])
+def test_an_argument_of_a_template_has_a_name_and_a_value(given):
+    with pytest.raises(ValueError, match="protocol.template_arguments holds .*; write name=value"):
+        protocol.template_arguments(settings.Protocol(template_arguments=(given,)))
 
 
 def test_framed_text_keeps_its_frame_when_it_is_cut():

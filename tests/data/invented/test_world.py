@@ -167,7 +167,7 @@ def test_written_rows_are_the_world(default_world, asked, tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(default_world, tmp_path, monkeypatch):
     (tmp_path / "corpus.jsonl").write_text("old")
-    monkeypatch.setattr(world.json, "dumps", lambda row: 1 / 0)
+    monkeypatch.setattr(json, "dumps", lambda row: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         world.write_world(default_world, tmp_path)
     assert (tmp_path / "corpus.jsonl").read_text() == "old"
