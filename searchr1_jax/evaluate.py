@@ -4,7 +4,8 @@ python -m searchr1_jax.evaluate --workdir=runs/quickstart --decoding=greedy,samp
 
 The policy is the newest checkpoint of the workdir, or --model=<Hugging Face directory>; the search engine is the
 config's, or --retriever=http://…, so that a published checkpoint can be judged against an existing server. Writes
-eval/<name>-<decoding>.json and, beside it, the episodes as .jsonl.
+eval/<name>-<decoding>.json and, beside it, the episodes as .jsonl. Finished episodes are kept as they come: where it
+ended early, the same command goes on after them.
 """
 
 from collections.abc import Sequence
@@ -53,12 +54,16 @@ def run(
         prefix = name or ("final" if split == "test" else f"final-{split}")
         found = {}
         for each, decoding in chosen.items():
-            results, trajectories = evaluation.evaluate(
-                actor.rollout, tasks, decoding, split=split, name=each, seed=settings.seed, directory=directory / "eval"
-            )
             file = directory / "eval" / f"{prefix}-{each}.json"
-            evaluation.write_trajectories(
-                file.with_suffix(".jsonl"), trajectories, list(map(evaluation.exact_match, trajectories))
+            results = evaluation.evaluate(
+                actor.rollout,
+                tasks,
+                decoding,
+                split=split,
+                name=each,
+                seed=settings.seed,
+                path=file.with_suffix(".jsonl"),
+                about={"policy": policy.identity, **run_directory.acting_settings(settings)},
             )
             results.save(file)
             hops = "  ".join(f"{h}-hop {em:.3f}" for h, em in results.em_by_hops.items())

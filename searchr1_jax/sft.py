@@ -55,7 +55,7 @@ def rows_from_world(settings: settings_lib.Settings, workdir: pathlib.Path, step
 
 def read_files(
     settings: settings_lib.Settings, workdir: pathlib.Path, as_trajectory: Callable, vocab_size: int
-) -> list[demonstrations.Weighted]:
+) -> list[tuple[demonstrations.Rows, int]]:
     """All that the files of `data.demonstrations` hold and that is rewarded enough.
 
     Raises:
@@ -65,7 +65,8 @@ def read_files(
     for name in settings.data.demonstrations:
         path = run_directory.find(name, workdir, "data.demonstrations")
         found, less = demonstrations.read(path, as_trajectory, vocab_size=vocab_size, min_reward=limit)
-        chosen, left_out = chosen + found, left_out + less
+        chosen += [(found, index) for index in range(len(found))]
+        left_out += less
     if not chosen:
         raise ValueError(
             f"all {left_out} trajectories of data.demonstrations are rewarded less than sft.min_reward of {limit:g};"
@@ -102,7 +103,8 @@ def source(
     if not settings.data.demonstrations:
         return map(as_trajectory, rows_from_world(settings, workdir, step))
     chosen = read_files(settings, workdir, as_trajectory, model.vocab_size)
-    return itertools.islice(shuffled(chosen, settings.sft.seed), step * settings.sft.batch, None)
+    places = itertools.islice(shuffled(chosen, settings.sft.seed), step * settings.sft.batch, None)
+    return (rows[index] for rows, index in places)
 
 
 def batches(settings: settings_lib.Settings, pairs: Iterator[demonstrations.Weighted]) -> Iterator[types.Batch]:
@@ -151,7 +153,7 @@ def train(
     settings: settings_lib.Settings,
     workdir: pathlib.Path,
     checkpoints: checkpoint.Checkpoints,
-    asked_to_stop: Callable[[], bool],
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """The whole run, or what is left of it. Returns whether it came to its end."""
     c = settings.sft
@@ -197,6 +199,7 @@ def run(
     """
     with (
         command.session(settings, workdir) as directory,
+        run_directory.locked(directory, "sft"),
         metrics.booked(directory, "sft"),
         checkpoint.Checkpoints(place(settings, directory), keep=1) as checkpoints,
     ):

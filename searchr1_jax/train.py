@@ -57,6 +57,7 @@ def run(
     """
     with (
         command.session(settings, workdir) as directory,
+        run_directory.locked(directory, "train"),
         metrics.booked(directory, "train"),
         checkpoint.Checkpoints(directory / "checkpoints", keep=settings.checkpoint.keep) as checkpoints,
     ):
@@ -359,16 +360,19 @@ def evaluate(e: Experiment, at: Position, workdir: pathlib.Path) -> dict[str, fl
     e.actor.engine.load(at.state.policy)
     values = {}
     for name in e.settings.evaluation.decoding:
-        results, _ = evaluation.evaluate(
+        path = workdir / "eval" / f"validation-{name}-step{at.step:06d}.json"
+        results = evaluation.evaluate(
             e.actor.rollout,
             e.held_out,
             e.decodings[name],
             split="validation",
             name=name,
             seed=e.settings.seed,
-            directory=workdir / "eval",
+            path=path,
+            about={"step": at.step, "course": dataclasses.asdict(at.course), **e.settings.as_json()},
+            write=False,
         )
-        results.save(workdir / "eval" / f"validation-{name}-step{at.step:06d}.json")
+        results.save(path)
         values |= {f"eval/{name}/{key}": number for key, number in results.scalars().items()}
     e.actor.engine.release()
     return values

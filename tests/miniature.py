@@ -193,5 +193,6 @@ def last_checkpoint(workdir: pathlib.Path):
 
 
 def files(directory: pathlib.Path) -> dict[pathlib.Path, bytes]:
-    """Every file below a directory and its bytes."""
-    return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+    """Every file below a directory and its bytes, but for those that say who is at work."""
+    found = (path for path in sorted(directory.rglob("*")) if path.is_file() and path.suffix != ".lock")
+    return {path: path.read_bytes() for path in found}

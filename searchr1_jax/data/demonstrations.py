@@ -140,10 +140,35 @@ def _trajectory(row: dict, by_token: tuple[list, list, list], context: int, **fi
     return trajectory, np.array(weights, np.float32)
 
 
+class Rows(Sequence[Weighted]):
+    """Rows of a file as trajectories, each read and tokenised when it is asked for: a million take no memory."""
+
+    def __init__(self, path: pathlib.Path, as_trajectory: Callable[[dict], Weighted], vocab_size: int):
+        self._path, self._as_trajectory, self._vocab_size = path, as_trajectory, vocab_size
+        self._places: list[tuple[int, int]] = []  # offset and number of a line
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index):
+        offset, number = self._places[index]
+        with open(self._path, "rb") as file:
+            file.seek(offset)
+            return self._as_trajectory(self.checked(file.readline(), number))
+
+    def checked(self, line: bytes, number: int) -> dict:
+        return _checked(line, f"{self._path.stem}-{number}", self._vocab_size)
+
+    def add(self, offset: int, number: int) -> None:
+        self._places.append((offset, number))
+
+
 def read(
     path: str | pathlib.Path, as_trajectory: Callable[[dict], Weighted], *, vocab_size: int, min_reward: float
-) -> tuple[list[Weighted], int]:
+) -> tuple[Rows, int]:
     """A file's rows as trajectories, without those rewarded less than `min_reward`, and how many these were.
+
+    Each is looked at once, here, so that what is wrong with one is said before any work.
 
     Args:
       as_trajectory: `to_trajectory` with its settings.
@@ -152,17 +177,19 @@ def read(
       ValueError: naming file and line of the first row that is not as described above or does not fit.
     """
     path = pathlib.Path(path)
-    kept, left_out = [], 0
+    kept, left_out, begin = Rows(path, as_trajectory, vocab_size), 0, 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
+            offset, begin = begin, begin + len(line)
             if not line.strip():
                 continue
             try:
-                row = _checked(line, f"{path.stem}-{number}", vocab_size)
+                row = kept.checked(line, number)
                 if row.get("reward", min_reward) < min_reward:
                     left_out += 1
                 else:
-                    kept.append(as_trajectory(row))
+                    as_trajectory(row)
+                    kept.add(offset, number)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not kept and not left_out:

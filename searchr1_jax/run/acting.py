@@ -7,7 +7,7 @@ would not come out the same twice is the same for all. A tool that fails for goo
 others finish, and the exchange tells all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 import time
 from typing import NamedTuple
@@ -44,6 +44,36 @@ class Answered(NamedTuple):
     statistics: dict[str, float]
 
 
+def play(
+    rollout: episodes.Rollout,
+    tasks: Sequence[episodes.Task],
+    decoding: sampling.Decoding,
+    *,
+    seed: int,
+    step: int,
+    what: str,
+    each: Callable[[types.Trajectory], object],
+) -> tuple[Exception | None, bool]:
+    """Calls `each` with every episode of this process's share of the tasks as it finishes, and shows how far it is.
+
+    Returns: what ended it early, of FAILURES, and whether it was told to end now.
+    """
+    mine, began = list(parallel.mine(tasks)), time.perf_counter()
+    searches, tokens = 0, 0
+    with metrics.Progress(sum(task.samples for task in mine), what=what) as progress:
+        try:
+            for trajectory in rollout.run(mine, decoding, seed=seed, step=step):
+                each(trajectory)
+                searches, tokens = searches + trajectory.searches, tokens + int(trajectory.sampled.sum())
+                rate = tokens / (time.perf_counter() - began)
+                progress.advance(f"{searches} searches, {rate:.0f} tokens/s")
+        except FAILURES as error:
+            return error, False
+        except cluster.Stopped:
+            return None, True
+    return None, False
+
+
 def answer(
     rollout: episodes.Rollout,
     tasks: Sequence[episodes.Task],
@@ -63,23 +93,12 @@ def answer(
     Raises:
       Stopped: on all processes, where one was told to end now.
     """
-    mine, began = list(parallel.mine(tasks)), time.perf_counter()
+    began = time.perf_counter()
     finished: list[tuple[types.Trajectory, futures.Future | None]] = []
-    failure, stopped, searches, tokens = None, False, 0, 0
-    with (
-        futures.ThreadPoolExecutor(reward_threads, "reward") as pool,
-        metrics.Progress(sum(task.samples for task in mine), what=what) as progress,
-    ):
-        try:
-            for trajectory in rollout.run(mine, decoding, seed=seed, step=step):
-                finished.append((trajectory, reward and pool.submit(_rewarded, reward, trajectory)))
-                searches, tokens = searches + trajectory.searches, tokens + int(trajectory.sampled.sum())
-                rate = tokens / (time.perf_counter() - began)
-                progress.advance(f"{searches} searches, {rate:.0f} tokens/s")
-        except FAILURES as error:
-            failure = error
-        except cluster.Stopped:
-            stopped = True
+    with futures.ThreadPoolExecutor(reward_threads, "reward") as pool:
+        begin_reward = lambda trajectory: reward and pool.submit(_rewarded, reward, trajectory)
+        note = lambda trajectory: finished.append((trajectory, begin_reward(trajectory)))
+        failure, stopped = play(rollout, tasks, decoding, seed=seed, step=step, what=what, each=note)
     rewarded: list[tuple[types.Trajectory, Rewarded | None]] = []
     for trajectory, future in finished:
         error = future and future.exception()

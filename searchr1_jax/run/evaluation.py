@@ -4,16 +4,17 @@ Called by the command `evaluate` and, every n steps, by `train`.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from searchr1_jax.core import files, parallel, types
+from searchr1_jax.core import cluster, files, parallel, types
 from searchr1_jax.rollout import episodes, sampling
-from searchr1_jax.run import acting, metrics
+from searchr1_jax.run import acting, kept, metrics
 from searchr1_jax.text import protocol, rewards
 
 
@@ -59,29 +60,52 @@ class Results:
         return f"exact match {over_sets} ({each}), {self.em:.3f} over questions"
 
 
-def summarise(trajectories: Iterable[types.Trajectory], *, split: str, decoding: str) -> Results:
-    """Figures over finished trajectories, independent of their order."""
-    trajectories = sorted(trajectories, key=lambda t: t.key)
-    n = len(trajectories)
-    em = [exact_match(t) for t in trajectories]
+class Scored(NamedTuple):
+    """The figures of one finished episode; JSON holds them as they are."""
+
+    em: float
+    f1: float
+    searches: int
+    calls: dict[str, int]  # answered ones, by tool
+    response_tokens: int
+    hops: int
+    stop_reason: str
+
+
+def score(t: types.Trajectory) -> Scored:
+    return Scored(
+        em=exact_match(t),
+        f1=rewards.token_f1(t.answer, t.example.golden_answers),
+        searches=t.searches,
+        calls={tool: t.calls(tool) for tool in t.tools},
+        response_tokens=len(t.tokens) - t.prompt_tokens,
+        hops=t.example.hops,
+        stop_reason=t.stop_reason,
+    )
+
+
+def summarise(scored: Mapping[kept.Key, Scored], *, split: str, decoding: str) -> Results:
+    """Figures over finished episodes, by question and sample; independent of their order."""
+    pairs = sorted(scored.items())
+    each, n = [one for _, one in pairs], len(pairs)
     by_hops, by_source = collections.defaultdict(list), collections.defaultdict(list)
-    for trajectory, score in zip(trajectories, em, strict=True):
-        by_hops[str(trajectory.example.hops)].append(score)
-        by_source[trajectory.example.id.rpartition("/")[0]].append(score)
+    for (identity, _), one in pairs:
+        by_hops[str(one.hops)].append(one.em)
+        by_source[identity.rpartition("/")[0]].append(one.em)
     sets = _means(by_source)
     return Results(
         split=split,
         decoding=decoding,
         n=n,
-        em=sum(em) / n,
+        em=sum(one.em for one in each) / n,
         em_over_sets=sum(sets.values()) / len(sets),
-        f1=sum(rewards.token_f1(t.answer, t.example.golden_answers) for t in trajectories) / n,
-        searches=sum(t.searches for t in trajectories) / n,
-        calls={tool: sum(t.calls(tool) for t in trajectories) / n for tool in trajectories[0].tools},
-        response_tokens=sum(len(t.tokens) - t.prompt_tokens for t in trajectories) / n,
+        f1=sum(one.f1 for one in each) / n,
+        searches=sum(one.searches for one in each) / n,
+        calls={tool: sum(one.calls[tool] for one in each) / n for tool in each[0].calls},
+        response_tokens=sum(one.response_tokens for one in each) / n,
         em_by_hops=_means(by_hops),
         em_by_source=sets,
-        stop_reasons=dict(sorted(collections.Counter(t.stop_reason for t in trajectories).items())),
+        stop_reasons=dict(sorted(collections.Counter(one.stop_reason for one in each).items())),
     )
 
 
@@ -97,25 +121,57 @@ def evaluate(
     split: str,
     name: str,
     seed: int,
-    directory: pathlib.Path,
-) -> tuple[Results, list[types.Trajectory]]:
+    path: pathlib.Path,
+    about: Mapping[str, Any],
+    write: bool = True,
+) -> Results:
     """Answers all tasks with the weights that the rollout's engine holds; all processes together.
+
+    Each process keeps what it finished on disk, and they exchange figures alone. What an earlier try kept is not done
+    again.
 
     Args:
       name: of the decoding, for the results.
       seed: of sampling.
-      directory: where the episodes that were finished are kept if a tool fails for good.
+      path: of the episodes, as .jsonl, where they are to be written in the end.
+      about: beside these arguments, what the episodes depend on: the policy, the settings of acting; JSON.
     Raises:
-      ToolError: after they were written.
+      ToolError, Stopped: what was finished is kept.
     """
-    what = f"{split}, {name}"
-    answered = acting.answer(rollout, tasks, decoding, seed=seed, step=0, what=what)
-    if answered.failure is not None:
-        path, finished = directory / f"interrupted-{split}-{name}.jsonl", answered.trajectories
-        keep_interrupted(path, finished, list(map(exact_match, finished)))
-        raise answered.failure
-    trajectories = answered.trajectories
-    return summarise(trajectories, split=split, decoding=name), trajectories
+    about = {**about, "split": split, "decoding": dataclasses.asdict(decoding), "seed": seed}
+    keeping = kept.Kept(path, about)
+    found = {key: Scored(**figures) for key, figures in keeping.figures.items()}
+    mine: dict[kept.Key, Scored] = {}
+
+    def keep(trajectory: types.Trajectory) -> None:
+        mine[trajectory.key] = one = score(trajectory)
+        keeping.add(trajectory.key, one._asdict(), trajectory_row(trajectory, one.em))
+
+    left = [part for task in tasks for part in _left(task, found)]
+    try:
+        what = f"{split}, {name}"
+        failure, stopped = acting.play(rollout, left, decoding, seed=seed, step=0, what=what, each=keep)
+    finally:
+        keeping.close()
+    ends = parallel.gather((mine, failure, stopped))
+    for theirs, _, _ in ends:
+        found |= theirs
+    if any(stopped for _, _, stopped in ends):
+        raise cluster.Stopped
+    if failures := [failure for _, failure, _ in ends if failure is not None]:
+        metrics.say(f"{len(found)} episodes are finished and kept; start again with the same command to go on")
+        raise failures[0]
+    keeping.merge(write=write)
+    return summarise(found, split=split, decoding=name)
+
+
+def _left(task: episodes.Task, found: Mapping[kept.Key, Scored]) -> Iterator[episodes.Task]:
+    """The samples of a task that are not there yet, as tasks of neighbours."""
+    wanted = range(task.first_sample, task.first_sample + task.samples)
+    missing = [sample for sample in wanted if (task.example.id, sample) not in found]
+    for _, run in itertools.groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
+        neighbours = [sample for _, sample in run]
+        yield dataclasses.replace(task, samples=len(neighbours), first_sample=neighbours[0])
 
 
 def trajectory_row(trajectory: types.Trajectory, reward: types.Worth | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import contextlib
 import functools
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -33,6 +33,7 @@ class Loaded(NamedTuple):
     params: decoder.Params
     origin: str  # where it is from, in words
     about: progress.About | None  # what its checkpoint says of it
+    identity: list[Any]  # tells it from what else may lie in the same place
 
 
 def load(
@@ -50,10 +51,11 @@ def load(
         path = hf.directory(model)
         shape = hf.read_config(path, settings.model.family)
         params = hf.load(path, shape, dtype=jnp.dtype(settings.model.param_dtype))
-        return Loaded(shape, tokenizer.Tokenizer.load(path), params, str(model), None)
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.glob("*.safetensors")]
+        return Loaded(shape, tokenizer.Tokenizer.load(path), params, str(model), None, sorted(stats))
     about, shape, params, origin = restore(settings, workdir, "policy", step=step)
     tokens = tokenizer.Tokenizer.load(workdir / run_directory.TOKENIZER)
-    return Loaded(shape, tokens, params, origin, about)
+    return Loaded(shape, tokens, params, origin, about, [about.step, about.base, about.stream])
 
 
 KINDS = {"policy": decoder.Policy, "value": decoder.Value}

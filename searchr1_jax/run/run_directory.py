@@ -1,9 +1,13 @@
 """A run's directory: what is looked up in it, which run lives there, and whether another may go on in it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
 import re
+import socket
 import types
 from typing import Any, NamedTuple
 
@@ -14,6 +18,33 @@ CONFIG = "config.json"  # of a workdir: the settings of the run that lives there
 TOKENIZER = "tokenizer"  # the files of its policy's tokenizer
 QUESTIONS = "questions.json"  # the hash of each data set that it learns from
 CHANGES = "changes.jsonl"  # what changed when it went on, and at which step
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path, command: str) -> Iterator[None]:
+    """Keeps a second job out while the block runs, also where the first is killed without a word.
+
+    Raises:
+      ValueError: on all processes, where another job is at work here.
+    """
+    path, held, file = workdir / f".{command}.lock", "", None
+    if parallel.is_first():
+        file = open(path, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        except BlockingIOError:
+            file.seek(0)
+            held = file.read() or "another process"
+    try:
+        if held := parallel.gather(held)[0]:
+            raise ValueError(f"{held} runs {command} in {workdir} already; wait for it, or choose another --workdir")
+        yield
+    finally:
+        if file is not None:
+            file.close()
 
 
 def name_and_path(given: str) -> tuple[str, str]:
@@ -146,6 +177,11 @@ def acting_differences(settings: settings_lib.Settings, workdir: pathlib.Path) -
     if not (workdir / CONFIG).exists():
         return []
     return [str(change) for change in changes(settings_of(workdir), settings) if change.rules["acting"]]
+
+
+def acting_settings(settings: settings_lib.Settings) -> dict[str, Any]:
+    """What decides a policy's acting, by dotted key."""
+    return {key.name: key.value for key in settings_lib.keys(settings) if key.rules["acting"]}
 
 
 def world_differences(settings: settings_lib.Settings, workdir: pathlib.Path) -> list[str] | None:

@@ -259,7 +259,19 @@ def write(path, *rows):
 
 
 def read(path, as_trajectory=lambda row: row, *, min_reward=0.0):
-    return demonstrations.read(path, as_trajectory, vocab_size=300, min_reward=min_reward)
+    rows, left_out = demonstrations.read(path, as_trajectory, vocab_size=300, min_reward=min_reward)
+    return list(rows), left_out
+
+
+def test_a_row_is_made_a_trajectory_when_it_is_asked_for(tmp_path):
+    made = []
+    rows = [{"question": f"q{n}", "golden_answers": ["x"]} for n in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(["", *map(json.dumps, rows)]))  # no line break at the end
+    found, _ = demonstrations.read(
+        tmp_path / "pairs.jsonl", lambda row: made.append(row["id"]) or row["question"], vocab_size=9, min_reward=0.0
+    )
+    assert made == ["pairs-2", "pairs-3", "pairs-4"] and len(found) == 3
+    assert [found[2], found[0]] == ["q2", "q0"] and made[3:] == ["pairs-4", "pairs-2"]
 
 
 def test_a_file_of_demonstrations_comes_back(tmp_path, round_of_drills):

@@ -31,6 +31,10 @@ def trajectory(name, answer, golden, *, hops, turns=(), stop="answered", prompt=
     )
 
 
+def _summarise(trajectories, **names):
+    return evaluation.summarise({t.key: evaluation.score(t) for t in trajectories}, **names)
+
+
 def test_rewards_of_turns_are_written_with_their_sum(tmp_path):
     of_turns = trajectory("a", "x", ("x",), hops=1, turns=(search("x"), search("y")))
     evaluation.write_trajectories(tmp_path / "two.jsonl", [of_turns, of_turns], [(0.5, 1.0), 0.25])
@@ -48,7 +52,7 @@ FOUR = (
 
 
 def test_figures_are_means_over_the_questions():
-    assert evaluation.summarise(FOUR, split="test", decoding="greedy") == evaluation.Results(
+    assert _summarise(FOUR, split="test", decoding="greedy") == evaluation.Results(
         split="test",
         decoding="greedy",
         n=4,
@@ -67,16 +71,16 @@ def test_figures_are_means_over_the_questions():
 def test_figures_do_not_depend_on_the_order_of_arrival():
     """Sums of 2/4, 2/5, … 2/21 come out different in their last bits in another order."""
     many = [*FOUR, *(trajectory(f"q{n}", "x " * n + "b", ("b",), hops=n % 3) for n in range(2, 20))]
-    results = evaluation.summarise(many, split="test", decoding="greedy")
+    results = _summarise(many, split="test", decoding="greedy")
     for seed in range(5):
-        shuffled = evaluation.summarise(random.Random(seed).sample(many, len(many)), split="test", decoding="greedy")
+        shuffled = _summarise(random.Random(seed).sample(many, len(many)), split="test", decoding="greedy")
         assert shuffled == results
         assert list(shuffled.em_by_hops) == ["0", "1", "2"]
         assert list(shuffled.stop_reasons) == ["answered", "turn_limit"]
 
 
 def test_results_are_written_as_json_and_given_to_the_metrics(tmp_path):
-    results = evaluation.summarise(FOUR, split="test", decoding="greedy")
+    results = _summarise(FOUR, split="test", decoding="greedy")
     results.save(tmp_path / "results" / "test.json")
     written = json.loads((tmp_path / "results" / "test.json").read_text())
     assert evaluation.Results(**written) == results
@@ -97,16 +101,22 @@ class Rollout:
         yield from (by_id[task.example.id] for task in tasks[::-1])
 
 
-def test_an_evaluation_answers_every_task_and_sorts_what_it_returns(tmp_path):
-    rollout, decoding = Rollout(), sampling.Decoding(temperature=0.0)
-    tasks = tuple(episodes.Task(example=t.example, prompt=(1,), samples=1) for t in FOUR)
-    results, trajectories = evaluation.evaluate(
-        rollout, tasks, decoding, split="test", name="greedy", seed=5, directory=tmp_path
-    )
-    assert not list(tmp_path.iterdir())
-    assert results == evaluation.summarise(FOUR, split="test", decoding="greedy")
-    assert [t.key for t in trajectories] == [("a", 0), ("b", 0), ("c", 0), ("d", 0)]
-    assert rollout.asked == (list(tasks), decoding, 5)
+def _evaluate(rollout, tasks, path, **about):
+    greedy = sampling.Decoding(temperature=0.0)
+    return evaluation.evaluate(rollout, tasks, greedy, split="test", name="greedy", seed=5, path=path, about=about)
+
+
+TASKS = [episodes.Task(example=t.example, prompt=(1,), samples=1) for t in FOUR]
+
+
+def test_an_evaluation_answers_every_task_and_writes_the_episodes_sorted(tmp_path):
+    rollout = Rollout()
+    results = _evaluate(rollout, TASKS, tmp_path / "final.jsonl")
+    assert results == _summarise(FOUR, split="test", decoding="greedy")
+    rows = list(map(json.loads, (tmp_path / "final.jsonl").read_text().splitlines()))
+    assert [row["id"] for row in rows] == ["a", "b", "c", "d"] and [row["reward"] for row in rows] == [1, 0, 0, 1]
+    assert rollout.asked == (TASKS, sampling.Decoding(temperature=0.0), 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["final.jsonl"]
 
 
 class RolloutThatLosesItsRetriever(Rollout):
@@ -115,14 +125,25 @@ class RolloutThatLosesItsRetriever(Rollout):
         raise environment.ToolError("search", "on 'who': status 500")
 
 
-def test_an_evaluation_that_loses_its_retriever_keeps_what_was_finished(tmp_path):
+def test_an_evaluation_that_loses_its_retriever_goes_on_after_what_was_finished(tmp_path, capsys):
     with pytest.raises(environment.ToolError, match="the tool 'search' failed on 'who': status 500"):
-        evaluation.evaluate(
-            RolloutThatLosesItsRetriever(), [], sampling.Decoding(), split="test", name="greedy", seed=5,
-            directory=tmp_path / "eval",
-        )  # fmt: skip
-    (line,) = (tmp_path / "eval" / "interrupted-test-greedy.jsonl").read_text().splitlines()
-    assert json.loads(line)["id"] == "b" and json.loads(line)["reward"] == 0.0
+        _evaluate(RolloutThatLosesItsRetriever(), TASKS, tmp_path / "final.jsonl", step=3)
+    assert "1 episodes are finished and kept; start again with the same command" in capsys.readouterr().out
+    rollout = Rollout()
+    assert _evaluate(rollout, TASKS, tmp_path / "final.jsonl", step=3) == _summarise(
+        FOUR, split="test", decoding="greedy"
+    )
+    assert [task.example.id for task in rollout.asked[0]] == ["a", "c", "d"]
+    with pytest.raises(environment.ToolError):
+        _evaluate(RolloutThatLosesItsRetriever(), TASKS, tmp_path / "final.jsonl", step=3)
+    _evaluate(rollout, TASKS, tmp_path / "final.jsonl", step=4)  # another policy
+    assert len(rollout.asked[0]) == 4
+
+
+def test_the_samples_that_are_left_of_a_question_are_tasks_of_neighbours():
+    task = episodes.Task(example=FOUR[0].example, prompt=(1,), samples=6, first_sample=2)
+    left = list(evaluation._left(task, {("a", 2): None, ("a", 5): None}))
+    assert [(each.first_sample, each.samples) for each in left] == [(3, 2), (6, 2)]
 
 
 def test_a_trajectory_is_one_line_of_json_with_texts_ids_and_mask(tmp_path):
@@ -152,7 +173,7 @@ def test_as_many_rewards_as_trajectories_are_written(tmp_path):
 def test_exact_match_is_told_apart_by_question_file():
     answers = {"nq/1": "x", "nq/2": "y", "b/7": "x"}
     found = [trajectory(name, answer, ("x",), hops=0) for name, answer in answers.items()]
-    results = evaluation.summarise(found, split="test", decoding="greedy")
+    results = _summarise(found, split="test", decoding="greedy")
     assert results.em_by_source == {"b": 1.0, "nq": 0.5}
     assert (results.em, results.em_over_sets) == (2 / 3, 0.75)
     assert results.headline() == "exact match 0.750 over 2 sets (b 1.000  nq 0.500), 0.667 over questions"

@@ -45,6 +45,17 @@ def test_what_is_learned_from_decides_what_may_change(workdir):
             _check(workdir, changes, accept_changes=True)
 
 
+def test_a_second_job_is_kept_out_by_name_and_let_in_when_the_first_ended(workdir):
+    with run_directory.locked(workdir, "train"):
+        with pytest.raises(ValueError, match=r"process [0-9]+ on .* runs train in .* already; wait for it, or choose"):
+            with run_directory.locked(workdir, "train"):
+                pass
+        with run_directory.locked(workdir, "sft"):
+            pass
+    with run_directory.locked(workdir, "train"):
+        pass
+
+
 def test_a_data_set_may_move_but_not_change(workdir):
     assert _check(workdir, {"data.train": ("/elsewhere/train.jsonl",)}) == []
     assert _check(workdir, {"data.train": ("train=other.jsonl",)}) == []
