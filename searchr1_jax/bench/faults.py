@@ -145,14 +145,15 @@ class Drill:
             self.ended(self.start("train", workdir, processes, fault=f"update:3:{process}:term"))
             pathlib.Path(f"{workdir}.done").unlink()
         statuses, said, seconds = self.ended(self.start("train", workdir, processes, fault=what))
-        outcome = self.outcome(workdir, processes)
+        happened = pathlib.Path(f"{workdir}.done").exists()
+        outcome = self.outcome(workdir, processes) if happened else "the moment did not come"
         row: dict[str, Any] = dict(processes=processes, statuses=statuses, said=said, seconds=seconds, outcome=outcome)
         return Row(fault=f"{process}/{moment}: {action}", **row)
 
     def damage(self, name: str, do: Callable[[pathlib.Path], object]) -> Row:
         """Something is done to the newest checkpoint of a run that is half done."""
         workdir = self.workdir(name)
-        statuses, _, _ = self.ended(self.start("train", workdir, 1, fault="rollout:12:0:kill"))
+        statuses, _, _ = self.ended(self.start("train", workdir, 1, fault="update:5:0:kill"))
         steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
         do(workdir / "checkpoints" / str(steps[-1]))
         began = time.monotonic()
@@ -246,12 +247,12 @@ DAMAGE: dict[str, Callable[[pathlib.Path], object]] = {
     "an empty step directory": _empty,
 }
 ALONE = (
-    "rollout:3:0:kill", "rollout:9:0:term", "search:1:0:kill", "update:1:0:kill", "update:4:0:term", "update:2:0:error",
-    "save:1:0:kill", "save:2:0:term", "restore:1:0:kill", "restore:1:0:term", "evaluation:2:0:kill",
-    "evaluation:3:0:term",
+    "rollout:3:0:kill", "rollout:20:0:term", "search:1:0:kill", "update:1:0:kill", "update:4:0:term",
+    "update:2:0:error", "save:1:0:kill", "save:2:0:term", "restore:1:0:kill", "restore:1:0:term",
+    "evaluation:2:0:kill", "evaluation:3:0:term",
 )  # fmt: skip
 TOGETHER = (
-    "rollout:3:0:kill", "rollout:3:{last}:kill", "rollout:9:{last}:term", "update:3:{last}:kill",
+    "rollout:3:0:kill", "rollout:3:{last}:kill", "rollout:20:{last}:term", "update:3:{last}:kill",
     "update:4:{last}:term", "save:1:{last}:kill", "evaluation:1:{last}:kill", "rollout:2:{last}:error",
     "search:1:{last}:hang",
 )  # fmt: skip

@@ -9,6 +9,8 @@ waits at its exit for the others, nor one that hangs in Python: heartbeats come 
 runs alone there is no watch, and all of this does nothing or concerns it alone.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import os
 import signal
@@ -36,6 +38,7 @@ class Stopped(BaseException):
 class _Watch:
     stalled_s: float = 0.0  # 0: nobody is watched
     count: int = 0  # of what this process has done
+    waiting: bool = False  # for the others
     status: int = 0  # to exit with, once somebody was asked to stop; 0 before
     ended: bool = False
 
@@ -63,6 +66,14 @@ def name() -> str:
 def advance() -> None:
     """Says that this process is at work."""
     _watch.count += 1
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Says, while the block runs, that this process waits for the others."""
+    _watch.count, _watch.waiting = _watch.count + 1, True
+    yield
+    _watch.waiting = False
 
 
 def fail(cause: str, trace: str = "") -> None:
@@ -117,7 +128,7 @@ def _store():
 
 def _run() -> None:
     """The watch. It leaves when JAX does: without the service, JAX ends the process."""
-    store, said, seen = _store(), -1, {}
+    store, said, seen = _store(), None, {}
     while store is not None and not _watch.ended:
         try:
             if failed := store.key_value_dir_get(_FAILED):
@@ -126,9 +137,10 @@ def _run() -> None:
                 _leave()
             if stops := store.key_value_dir_get(_STOP):
                 _watch.status = _watch.status or int(stops[0][1])
-            if _watch.count != said:
-                said = _watch.count
-                store.key_value_set(f"{_AT}{jax.process_index():06}", f"{name()} {said}", allow_overwrite=True)
+            if (now := (_watch.count, _watch.waiting)) != said:
+                said, state = now, "waits" if now[1] else "works"
+                at = f"{name()} {state} {now[0]}"
+                store.key_value_set(f"{_AT}{jax.process_index():06}", at, allow_overwrite=True)
             if jax.process_index() == 0:
                 _find_stalled(dict(store.key_value_dir_get(_AT)), seen)
         except jax.errors.JaxRuntimeError:
@@ -137,10 +149,10 @@ def _run() -> None:
 
 
 def _find_stalled(at: dict[str, str], seen: dict[str, tuple[str, float]]) -> None:
-    """Ends the run where no process advances any more; who stopped first keeps the others waiting.
+    """Ends the run where no process advances any more; who stopped first, and does not wait, keeps the others waiting.
 
     Args:
-      at: what each process says of itself.
+      at: what each process says of itself: its name, "waits" or "works", a number.
       seen: the same and when it was new, by process.
     """
     now = time.monotonic()
@@ -148,8 +160,8 @@ def _find_stalled(at: dict[str, str], seen: dict[str, tuple[str, float]]) -> Non
         if seen.get(key, ("", 0.0))[0] != text:
             seen[key] = text, now
     if seen and now - max(since for _, since in seen.values()) > _watch.stalled_s:
-        text, since = min(seen.values(), key=lambda each: each[1])
+        text, since = min(seen.values(), key=lambda each: (" waits " in each[0], each[1]))
         fail(
-            f"{text.rpartition(' ')[0]} has done nothing for {now - since:.0f} s, and all wait; look for a search"
+            f"{text.rsplit(' ', 2)[0]} has done nothing for {now - since:.0f} s, and all wait; look for a search"
             " or a reward that hangs there, or raise cluster.stalled_s"
         )

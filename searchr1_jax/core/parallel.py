@@ -224,9 +224,11 @@ def agree(what: str, value: Any) -> None:
 
 def gather(value: Any) -> list[Any]:
     """Every process's value, in the order of processes, on every process; anything that can be pickled."""
-    cluster.advance()
-    if jax.process_count() == 1:
-        return [value]
+    with cluster.waiting():
+        return [value] if jax.process_count() == 1 else _exchanged(value)
+
+
+def _exchanged(value: Any) -> list[Any]:
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = multihost_utils.process_allgather(np.int64(len(data)))
     # In rounds, so that no device ever holds more than _EXCHANGED; few sizes, as each is a program of its own.
