@@ -9,6 +9,7 @@ waits at its exit for the others, nor one that hangs in Python: heartbeats come 
 runs alone there is no watch, and all of this does nothing or concerns it alone.
 """
 
+import atexit
 from collections.abc import Iterator
 import contextlib
 import dataclasses
@@ -55,7 +56,14 @@ def start(c: settings.Cluster) -> None:
         shutdown_timeout_seconds=c.heartbeat_s,
     )
     _watch.stalled_s = c.stalled_s
-    threading.Thread(target=_run, name="watch", daemon=True).start()
+    thread = threading.Thread(target=_run, name="watch", daemon=True)
+    thread.start()
+    atexit.register(_end, thread)  # called before JAX takes the store away
+
+
+def _end(thread: threading.Thread) -> None:
+    _watch.ended = True
+    thread.join()
 
 
 def name() -> str:

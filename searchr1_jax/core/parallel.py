@@ -247,14 +247,6 @@ def sum_over(logical: str, x: jax.Array) -> jax.Array:
     return jax.lax.psum(x, LOGICAL_AXES[logical])
 
 
-def vary_over(logical: str, x: jax.Array) -> jax.Array:
-    """The same value, told to differ between the shards of a logical axis; inside a `shard_map`.
-
-    Its gradient is then the sum over the shards.
-    """
-    return jax.lax.pcast(x, LOGICAL_AXES[logical], to="varying")
-
-
 def shard_index(logical: str) -> jax.Array:
     """Which shard of a logical axis this is, inside a `shard_map`; for axes that are one mesh axis."""
     return jax.lax.axis_index(LOGICAL_AXES[logical])

@@ -123,7 +123,7 @@ class Decoder(Weights):
     ) -> tuple[jax.Array, Any]:
         """Hidden states after each token, dtype[B, T, D], and what `attend` carried from layer to layer."""
         c = self.config
-        x_BTD = layers.embed(self.use("embedding", dtype), token_BT)
+        x_BTD = layers.embed(self.embedding.get_value(), token_BT, dtype)
         cos, sin = layers.rotary_tables(position_BT, c.head_dim, c.rope_theta, c.rope_scaling)
         graph, stacked = nnx.split(self.layers)
 

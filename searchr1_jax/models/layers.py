@@ -17,46 +17,60 @@ from searchr1_jax.models import attention, config as model_config
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-def embed(table_VD: jax.Array, token_BT: jax.Array) -> jax.Array:
-    """The tokens' rows of the table, [B, T, D]; each shard of the vocabulary looks up its own, and the rest is zero.
+def embed(table_VD: jax.Array, token_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The tokens' rows of a parameter, dtype[B, T, D]. Each shard of the vocabulary looks up its own, the rest is zero.
 
-    So what travels is as large as the rows, and not as the table.
+    So what travels is as large as the rows, and not as the table. The gradient is added up in float32: in bfloat16 that
+    of a token would stop growing where it comes often, after 256 equal terms. Each device adds up the part of the width
+    that it keeps, so that none holds the gradient of a whole table.
     """
+    return _embed(table_VD, token_BT, jnp.dtype(dtype), table_VD.shape, table_VD.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _embed(table_VD, token_BT, dtype, shape, kept_dtype):
     rows = parallel.spec("batch", None)
+    whole_VD = parallel.gather_weight(table_VD.astype(dtype), ("vocab", "embed"))
 
     @functools.partial(
         jax.shard_map, in_specs=(parallel.spec("vocab", None), rows), out_specs=parallel.spec("batch", None, None)
     )
     def look_up(table, token):
         if parallel.axis_size("vocab") == 1:
-            return parallel.sum_over("vocab", rows_of(table, token))
-        local = token - parallel.shard_index("vocab") * len(table)
-        mine = (local >= 0) & (local < len(table))
-        found = rows_of(table, jnp.where(mine, local, 0))
-        return parallel.sum_over("vocab", jnp.where(mine[..., None], found, 0))
+            return parallel.sum_over("vocab", table[token])
+        local, mine = _own(token, len(table))
+        return parallel.sum_over("vocab", jnp.where(mine[..., None], table[local], 0))
 
-    return look_up(table_VD, token_BT)
+    return look_up(whole_VD, token_BT)
 
 
-def rows_of(table_VD: jax.Array, index: jax.Array) -> jax.Array:
-    """table_VD[index], with a gradient that is added up in float32 and rounded once.
-
-    Added up in bfloat16, a token's gradient stops growing where it comes often: after 256 equal terms.
-    """
-    return _rows_of(parallel.vary_over("batch", table_VD), index, len(table_VD), table_VD.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _rows_of(table, index, rows, dtype):
-    return table[index]
+def _own(token: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """Inside a `shard_map`: the row of each token in this shard of the vocabulary, and whether it is there."""
+    local = token - parallel.shard_index("vocab") * rows
+    mine = (local >= 0) & (local < rows)
+    return jnp.where(mine, local, 0), mine
 
 
-def _rows_gradient(rows, dtype, index, gradient):
-    total = parallel.vary_over("vocab", parallel.vary_over("batch", jnp.zeros((rows, gradient.shape[-1]), jnp.float32)))
-    return total.at[index].add(gradient.astype(jnp.float32)).astype(dtype), None
+def _embedded(table_VD, token_BT, dtype, shape, kept_dtype):
+    return _embed(table_VD, token_BT, dtype, shape, kept_dtype), token_BT
 
 
-_rows_of.defvjp(lambda table, index, rows, dtype: (table[index], index), _rows_gradient)
+def _embedding_gradient(dtype, shape, kept_dtype, token_BT, gradient_BTD):
+    tokens, slices = jax.P("data", None), jax.P("data", None, "fsdp")
+    rows, width = shape[0] // parallel.axis_size("vocab"), shape[1] // parallel.axis_size("embed")
+
+    @functools.partial(jax.shard_map, in_specs=(tokens, slices), out_specs=parallel.spec("vocab", "embed"))
+    def add_up(token, gradient):
+        local, mine = _own(token, rows)
+        terms = jnp.where(mine[..., None], gradient.astype(jnp.float32), 0.0)
+        empty = jax.lax.pcast(jnp.zeros((rows, width), jnp.float32), ("data", "fsdp", "tensor"), to="varying")
+        return jax.lax.psum(empty.at[local].add(terms), "data")
+
+    moved = jax.sharding.reshard(token_BT, tokens), jax.sharding.reshard(gradient_BTD, slices)
+    return add_up(*moved).astype(kept_dtype), None
+
+
+_embed.defvjp(_embedded, _embedding_gradient)
 
 
 def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
