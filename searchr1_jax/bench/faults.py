@@ -212,7 +212,8 @@ def _state(workdir: pathlib.Path) -> tuple[list, dict[str, bytes]]:
     arrays: dict[str, bytes] = {}
     for item in ("policy", "policy_optimizer"):
         place, reader = workdir.absolute() / "checkpoints" / str(STEPS) / item, ocp.PyTreeCheckpointer()
-        names = reader.metadata(place).item_metadata.tree
+        metadata: Any = reader.metadata(place).item_metadata
+        names = metadata.tree
         as_numpy = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))  # whatever devices wrote it
         tree = reader.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
         arrays |= {f"{item}/{name}": np.asarray(x).tobytes() for name, x in tree.items()}
