@@ -56,15 +56,15 @@ def _embedded(table_VD, token_BT, dtype, shape, kept_dtype):
 
 
 def _embedding_gradient(dtype, shape, kept_dtype, token_BT, gradient_BTD):
-    tokens, slices = jax.P("data", None), jax.P("data", None, "fsdp")
+    tokens, slices = parallel.spec("replica", None), parallel.spec("replica", None, "embed")
     rows, width = shape[0] // parallel.axis_size("vocab"), shape[1] // parallel.axis_size("embed")
 
     @functools.partial(jax.shard_map, in_specs=(tokens, slices), out_specs=parallel.spec("vocab", "embed"))
     def add_up(token, gradient):
         local, mine = _own(token, rows)
         terms = jnp.where(mine[..., None], gradient.astype(jnp.float32), 0.0)
-        empty = jax.lax.pcast(jnp.zeros((rows, width), jnp.float32), ("data", "fsdp", "tensor"), to="varying")
-        return jax.lax.psum(empty.at[local].add(terms), "data")
+        empty = parallel.vary_over("batch", parallel.vary_over("vocab", jnp.zeros((rows, width), jnp.float32)))
+        return parallel.sum_over("replica", empty.at[local].add(terms))
 
     moved = jax.sharding.reshard(token_BT, tokens), jax.sharding.reshard(gradient_BTD, slices)
     return add_up(*moved).astype(kept_dtype), None
