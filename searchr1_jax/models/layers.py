@@ -24,11 +24,11 @@ def embed(table_VD: jax.Array, token_BT: jax.Array, dtype: jnp.dtype) -> jax.Arr
     of a token would stop growing where it comes often, after 256 equal terms. Each device adds up the part of the width
     that it keeps, so that none holds the gradient of a whole table.
     """
-    return _embed(table_VD, token_BT, jnp.dtype(dtype), table_VD.shape, table_VD.dtype)
+    return _embed(table_VD, token_BT, jnp.dtype(dtype), jax.typeof(table_VD))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _embed(table_VD, token_BT, dtype, shape, kept_dtype):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _embed(table_VD, token_BT, dtype, kept):
     rows = parallel.spec("batch", None)
     whole_VD = parallel.gather_weight(table_VD.astype(dtype), ("vocab", "embed"))
 
@@ -51,13 +51,13 @@ def _own(token: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(mine, local, 0), mine
 
 
-def _embedded(table_VD, token_BT, dtype, shape, kept_dtype):
-    return _embed(table_VD, token_BT, dtype, shape, kept_dtype), token_BT
+def _embedded(table_VD, token_BT, dtype, kept):
+    return _embed(table_VD, token_BT, dtype, kept), token_BT
 
 
-def _embedding_gradient(dtype, shape, kept_dtype, token_BT, gradient_BTD):
+def _embedding_gradient(dtype, kept, token_BT, gradient_BTD):
     tokens, slices = parallel.spec("replica", None), parallel.spec("replica", None, "embed")
-    rows, width = shape[0] // parallel.axis_size("vocab"), shape[1] // parallel.axis_size("embed")
+    rows, width = (n // parallel.axis_size(name) for n, name in zip(kept.shape, ("vocab", "embed"), strict=True))
 
     @functools.partial(jax.shard_map, in_specs=(tokens, slices), out_specs=parallel.spec("vocab", "embed"))
     def add_up(token, gradient):
@@ -67,7 +67,7 @@ def _embedding_gradient(dtype, shape, kept_dtype, token_BT, gradient_BTD):
         return parallel.sum_over("replica", empty.at[local].add(terms))
 
     moved = jax.sharding.reshard(token_BT, tokens), jax.sharding.reshard(gradient_BTD, slices)
-    return add_up(*moved).astype(kept_dtype), None
+    return jax.sharding.reshard(add_up(*moved).astype(kept.dtype), kept.sharding.spec), None
 
 
 _embed.defvjp(_embedded, _embedding_gradient)
