@@ -31,7 +31,6 @@ Device = Any  # jax.Device, which type checkers take for a variable
 # Logical axis -> mesh axes. Axes not named here are never split.
 LOGICAL_AXES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),  # rows of a batch, slots of the rollout engine
-    "replica": "data",  # rows whose parts of the width are elsewhere
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -246,11 +245,6 @@ def _exchanged(value: Any) -> list[Any]:
 def sum_over(logical: str, x: jax.Array) -> jax.Array:
     """The sum over the shards of a logical axis, on each of them, inside a `shard_map`."""
     return jax.lax.psum(x, LOGICAL_AXES[logical])
-
-
-def vary_over(logical: str, x: jax.Array) -> jax.Array:
-    """The same value, told to differ between the shards of a logical axis; inside a `shard_map`."""
-    return jax.lax.pcast(x, LOGICAL_AXES[logical], to="varying")
 
 
 def shard_index(logical: str) -> jax.Array:

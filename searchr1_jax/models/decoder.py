@@ -52,10 +52,6 @@ class Weights(nnx.Module):
     def declare(self, name, rngs, shape, axes, initialiser, dtype):
         setattr(self, name, nnx.Param(initialiser(rngs.params(), shape, dtype), axes=axes))
 
-    def kept(self, name: str) -> jax.Array:
-        """The parameter as it is kept between updates."""
-        return getattr(self, name).get_value()
-
     def use(self, name: str, dtype=None) -> jax.Array:
         """The parameter gathered over fsdp and cast to the compute dtype."""
         parameter = getattr(self, name)
@@ -127,7 +123,7 @@ class Decoder(Weights):
     ) -> tuple[jax.Array, Any]:
         """Hidden states after each token, dtype[B, T, D], and what `attend` carried from layer to layer."""
         c = self.config
-        x_BTD = layers.embed(self.kept("embedding"), token_BT, dtype)
+        x_BTD = layers.embed(self.use("embedding", dtype), token_BT)
         cos, sin = layers.rotary_tables(position_BT, c.head_dim, c.rope_theta, c.rope_scaling)
         graph, stacked = nnx.split(self.layers)
 

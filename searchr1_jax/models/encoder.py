@@ -192,7 +192,7 @@ class Body(decoder.Weights):
         if parallel.axis_size("vocab") == 1:  # without a sum over shards, so that no device waits for another
             x_BTD = words_VD.at[token_BT].get(out_sharding=rows)
         else:
-            x_BTD = layers.embed(words_VD, token_BT, words_VD.dtype)
+            x_BTD = layers.embed(words_VD, token_BT)
         x_BTD = x_BTD + self.use("positions", dtype)[:time]
         x_BTD = x_BTD + self.use("types", dtype).at[type_BT].get(out_sharding=rows)
         x_BTD = layer_norm(x_BTD, self.use("norm"), self.use("norm_bias"), c.norm_eps)

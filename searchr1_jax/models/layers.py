@@ -17,20 +17,12 @@ from searchr1_jax.models import attention, config as model_config
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
-def embed(table_VD: jax.Array, token_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The tokens' rows of a parameter, dtype[B, T, D]. Each shard of the vocabulary looks up its own, the rest is zero.
+def embed(table_VD: jax.Array, token_BT: jax.Array) -> jax.Array:
+    """The tokens' rows of the table, [B, T, D]; each shard of the vocabulary looks up its own, and the rest is zero.
 
-    So what travels is as large as the rows, and not as the table. The gradient is added up in float32: in bfloat16 that
-    of a token would stop growing where it comes often, after 256 equal terms. Each device adds up the part of the width
-    that it keeps, so that none holds the gradient of a whole table.
+    So what travels is as large as the rows, and not as the table.
     """
-    return _embed(table_VD, token_BT, jnp.dtype(dtype), jax.typeof(table_VD))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _embed(table_VD, token_BT, dtype, kept):
     rows = parallel.spec("batch", None)
-    whole_VD = parallel.gather_weight(table_VD.astype(dtype), ("vocab", "embed"))
 
     @functools.partial(
         jax.shard_map, in_specs=(parallel.spec("vocab", None), rows), out_specs=parallel.spec("batch", None, None)
@@ -38,39 +30,12 @@ def _embed(table_VD, token_BT, dtype, kept):
     def look_up(table, token):
         if parallel.axis_size("vocab") == 1:
             return parallel.sum_over("vocab", table[token])
-        local, mine = _own(token, len(table))
-        return parallel.sum_over("vocab", jnp.where(mine[..., None], table[local], 0))
+        local = token - parallel.shard_index("vocab") * len(table)
+        mine = (local >= 0) & (local < len(table))
+        found = table[jnp.where(mine, local, 0)]
+        return parallel.sum_over("vocab", jnp.where(mine[..., None], found, 0))
 
-    return look_up(whole_VD, token_BT)
-
-
-def _own(token: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
-    """Inside a `shard_map`: the row of each token in this shard of the vocabulary, and whether it is there."""
-    local = token - parallel.shard_index("vocab") * rows
-    mine = (local >= 0) & (local < rows)
-    return jnp.where(mine, local, 0), mine
-
-
-def _embedded(table_VD, token_BT, dtype, kept):
-    return _embed(table_VD, token_BT, dtype, kept), token_BT
-
-
-def _embedding_gradient(dtype, kept, token_BT, gradient_BTD):
-    tokens, slices = parallel.spec("replica", None), parallel.spec("replica", None, "embed")
-    rows, width = (n // parallel.axis_size(name) for n, name in zip(kept.shape, ("vocab", "embed"), strict=True))
-
-    @functools.partial(jax.shard_map, in_specs=(tokens, slices), out_specs=parallel.spec("vocab", "embed"))
-    def add_up(token, gradient):
-        local, mine = _own(token, rows)
-        terms = jnp.where(mine[..., None], gradient.astype(jnp.float32), 0.0)
-        empty = parallel.vary_over("batch", parallel.vary_over("vocab", jnp.zeros((rows, width), jnp.float32)))
-        return parallel.sum_over("replica", empty.at[local].add(terms))
-
-    moved = jax.sharding.reshard(token_BT, tokens), jax.sharding.reshard(gradient_BTD, slices)
-    return jax.sharding.reshard(add_up(*moved).astype(kept.dtype), kept.sharding.spec), None
-
-
-_embed.defvjp(_embedded, _embedding_gradient)
+    return look_up(table_VD, token_BT)
 
 
 def rms_norm(x_BTD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
