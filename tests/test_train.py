@@ -176,21 +176,20 @@ def test_a_rollout_that_must_end_now_is_dropped_and_what_was_learned_is_saved(
     _assert_same_run(workdir, undisturbed)
 
 
-def test_an_evaluation_that_must_end_now_is_owed(parts, undisturbed, workdir, monkeypatch, watch):
+@pytest.mark.parametrize(
+    "where, name, number, every, rows",
+    [
+        (train, "evaluate", 2, 100, 2),  # that of step 2 is owed
+        (minibatches, "make", 3, 1, 3),  # a step of learning is left unsaved
+    ],
+)
+def test_what_must_end_now_is_done_again(
+    parts, undisturbed, workdir, monkeypatch, watch, where, name, number, every, rows
+):
     with monkeypatch.context() as patches:
-        _told_to_end(patches, train, "evaluate", 2)
-        assert not parts.train(workdir)
-    assert miniature.saved_steps(workdir) == [2] and len(miniature.rows(workdir)) == 2
-    watch.status = 0
-    assert parts.train(workdir)
-    _assert_same_run(workdir, undisturbed)
-
-
-def test_a_step_of_learning_that_must_end_now_is_left_unsaved(parts, undisturbed, workdir, monkeypatch, watch):
-    with monkeypatch.context() as patches:
-        _told_to_end(patches, minibatches, "make", 3)
-        assert not parts.train(workdir, **{"checkpoint.every": 1})
-    assert miniature.saved_steps(workdir) == [1, 2]
+        _told_to_end(patches, where, name, number)
+        assert not parts.train(workdir, **{"checkpoint.every": every})
+    assert miniature.saved_steps(workdir)[-1] == 2 and len(miniature.rows(workdir)) == rows
     watch.status = 0
     assert parts.train(workdir)
     _assert_same_run(workdir, undisturbed)

@@ -80,8 +80,10 @@ def advance() -> None:
 def waiting() -> Iterator[None]:
     """Says, while the block runs, that this process waits for the others."""
     _watch.count, _watch.waiting = _watch.count + 1, True
-    yield
-    _watch.waiting = False
+    try:
+        yield
+    finally:
+        _watch.waiting = False
 
 
 def fail(cause: str, trace: str = "") -> None:
@@ -135,7 +137,7 @@ def _store():
 
 
 def _run() -> None:
-    """The watch. It leaves when JAX does: without the service, JAX ends the process."""
+    """The watch. It asks on where the store does not answer: if that is gone for good, JAX ends the process."""
     store, said, seen = _store(), None, {}
     while store is not None and not _watch.ended:
         try:
@@ -152,7 +154,7 @@ def _run() -> None:
             if jax.process_index() == 0:
                 _find_stalled(dict(store.key_value_dir_get(_AT)), seen)
         except jax.errors.JaxRuntimeError:
-            return
+            pass
         time.sleep(_POLL_S)
 
 

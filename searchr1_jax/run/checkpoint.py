@@ -9,6 +9,7 @@ before it gets its name, and a checkpoint is compared with it before it is resto
 """
 
 from concurrent import futures
+import itertools
 import pathlib
 import time
 from typing import Any, Mapping, Self
@@ -63,7 +64,8 @@ class Checkpoints:
             if (damage := self._damage(step)) is None:
                 self._whole.add(step)
                 break
-            aside = self._directory / f"{step}.damaged"
+            names = (self._directory / f"{step}.damaged{n or ''}" for n in itertools.count())
+            aside = next(path for path in names if not path.exists())
             metrics.say(f"note: checkpoint {self._directory / str(step)} is damaged ({damage}); it is now {aside.name}")
             if parallel.is_first():
                 (self._directory / str(step)).rename(aside)

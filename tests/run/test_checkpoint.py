@@ -183,6 +183,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(laptop, op
     again.save(12, trees[12], {"step": 12})  # which is learned once more
     again.close()
     assert open_checkpoints().latest == 12 and capsys.readouterr().out == ""
+    DAMAGE[name](directory / "12")  # and comes to the same harm
+    assert open_checkpoints().latest == 1 and (directory / "12.damaged1").is_dir()
 
 
 def test_a_checkpoint_of_a_version_without_manifests_is_restored(laptop, open_checkpoints, tmp_path):
