@@ -38,8 +38,12 @@ def run(
       ToolError: where a tool fails for good.
     """
     chosen = {each: parts.decoding(settings, each) for each in decodings}
-    session = command.session(settings, workdir, create=bool(model), learns=False)
-    with session as directory, metrics.booked(directory, "evaluate"):
+    prefix = name or ("final" if split == "test" else f"final-{split}")
+    with (
+        command.session(settings, workdir, create=bool(model), learns=False) as directory,
+        run_directory.locked(directory, f"evaluate-{prefix}"),
+        metrics.booked(directory, "evaluate"),
+    ):
         policy = model_files.load(settings, directory, model=model, step=step)
         examples = [example for source in parts.questions(settings, split, directory) for example in source]
         tasks = parts.tasks(settings, examples[: questions or None], policy.tokens, samples=samples)
@@ -51,8 +55,7 @@ def run(
         actor.engine.load(policy.params)
         times = f", {samples} times each" if samples > 1 else ""
         metrics.say(f"evaluating {policy.origin} on {len(tasks)} {split} questions{times}")
-        prefix = name or ("final" if split == "test" else f"final-{split}")
-        found = {}
+        found, acting = {}, run_directory.acting_settings(settings)
         for each, decoding in chosen.items():
             file = directory / "eval" / f"{prefix}-{each}.json"
             results = evaluation.evaluate(
@@ -63,7 +66,7 @@ def run(
                 name=each,
                 seed=settings.seed,
                 path=file.with_suffix(".jsonl"),
-                about={"policy": policy.identity, **run_directory.acting_settings(settings)},
+                about={"policy": policy.identity, "corpus": settings.data.corpus, **acting},
             )
             results.save(file)
             hops = "  ".join(f"{h}-hop {em:.3f}" for h, em in results.em_by_hops.items())

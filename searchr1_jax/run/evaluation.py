@@ -6,6 +6,7 @@ Called by the command `evaluate` and, every n steps, by `train`.
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import hashlib
 import itertools
 import pathlib
 from typing import Any, NamedTuple
@@ -138,7 +139,7 @@ def evaluate(
     Raises:
       ToolError, Stopped: what was finished is kept.
     """
-    about = {**about, "split": split, "decoding": dataclasses.asdict(decoding), "seed": seed}
+    about = {**about, "split": split, "decoding": dataclasses.asdict(decoding), "seed": seed, "asked": _digest(tasks)}
     keeping = kept.Kept(path, about)
     found = {key: Scored(**figures) for key, figures in keeping.figures.items()}
     mine: dict[kept.Key, Scored] = {}
@@ -163,6 +164,14 @@ def evaluate(
         raise failures[0]
     keeping.merge(write=write)
     return summarise(found, split=split, decoding=name)
+
+
+def _digest(tasks: Sequence[episodes.Task]) -> str:
+    """Of all that is asked, golden answers included: figures of other questions are no figures of these."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        digest.update(repr((task.example, task.prompt, task.samples, task.first_sample)).encode())
+    return digest.hexdigest()
 
 
 def _left(task: episodes.Task, found: Mapping[kept.Key, Scored]) -> Iterator[episodes.Task]:

@@ -27,7 +27,7 @@ def locked(workdir: pathlib.Path, command: str) -> Iterator[None]:
     Raises:
       ValueError: on all processes, where another job is at work here.
     """
-    path, held, file = workdir / f".{command}.lock", "", None
+    path, held, file = workdir / f".{command.replace('/', '-')}.lock", "", None
     if parallel.is_first():
         file = open(path, "a+")
         try:

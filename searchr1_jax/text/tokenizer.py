@@ -197,6 +197,7 @@ def train(
     return Tokenizer.load(directory)
 
 
+@functools.cache
 def _today(date: str) -> str:
     """What, put before a chat template, makes `strftime_now` tell this day; `transformers` would ask the clock."""
     told = datetime.date.fromisoformat(date)

@@ -1,5 +1,6 @@
 """Figures of an evaluation, added up by hand, and trajectories as JSON."""
 
+import dataclasses
 import json
 import random
 
@@ -138,6 +139,16 @@ def test_an_evaluation_that_loses_its_retriever_goes_on_after_what_was_finished(
         _evaluate(RolloutThatLosesItsRetriever(), TASKS, tmp_path / "final.jsonl", step=3)
     _evaluate(rollout, TASKS, tmp_path / "final.jsonl", step=4)  # another policy
     assert len(rollout.asked[0]) == 4
+
+
+def test_what_was_kept_of_other_questions_is_not_counted(tmp_path):
+    changed = dataclasses.replace(TASKS[1], example=dataclasses.replace(FOUR[1].example, golden_answers=("other",)))
+    for asked in (TASKS[1:3], [TASKS[0], changed, *TASKS[2:]]):  # fewer, and other golden answers
+        with pytest.raises(environment.ToolError):
+            _evaluate(RolloutThatLosesItsRetriever(), TASKS, tmp_path / "final.jsonl")
+        rollout = Rollout()
+        assert _evaluate(rollout, asked, tmp_path / "final.jsonl").n == len(asked)
+        assert rollout.asked[0] == list(asked)
 
 
 def test_the_samples_that_are_left_of_a_question_are_tasks_of_neighbours():
