@@ -142,6 +142,8 @@ def evaluate(
     about = {**about, "split": split, "decoding": dataclasses.asdict(decoding), "seed": seed, "asked": _digest(tasks)}
     keeping = kept.Kept(path, about)
     found = {key: Scored(**figures) for key, figures in keeping.figures.items()}
+    if found:
+        metrics.say(f"going on after {len(found)} episodes that were kept")
     mine: dict[kept.Key, Scored] = {}
 
     def keep(trajectory: types.Trajectory) -> None:

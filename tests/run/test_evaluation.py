@@ -135,6 +135,7 @@ def test_an_evaluation_that_loses_its_retriever_goes_on_after_what_was_finished(
         FOUR, split="test", decoding="greedy"
     )
     assert [task.example.id for task in rollout.asked[0]] == ["a", "c", "d"]
+    assert "going on after 1 episodes that were kept" in capsys.readouterr().out
     with pytest.raises(environment.ToolError):
         _evaluate(RolloutThatLosesItsRetriever(), TASKS, tmp_path / "final.jsonl", step=3)
     _evaluate(rollout, TASKS, tmp_path / "final.jsonl", step=4)  # another policy
